@@ -1,0 +1,8 @@
+"""The whole chain, ingest to report: `python jobs/pipeline.py CONFIG [key.path=value ...]`, also under `ray job submit`."""
+
+import sys
+
+from raypipe.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main(["run", *sys.argv[1:]]))

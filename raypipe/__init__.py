@@ -1,0 +1,7 @@
+"""raypipe picks the part of a code-instruction lake that is worth training on, and trains on it."""
+
+from raypipe.config import load_config
+from raypipe.pipeline import plan, read, run
+
+__version__ = "0.1.0"
+__all__ = ["__version__", "load_config", "plan", "read", "run"]

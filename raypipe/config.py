@@ -1,0 +1,301 @@
+"""The one YAML file: a frozen model per section, strict keys and types, dotted overrides.
+
+A key exists only if two users would set it differently. What a stage's rows depend on is `Section.content()`: everything
+but the keys a section names in `NOT_CONTENT`; `resources` are in no recipe at all. YAML goes through JSON into pydantic,
+because only its JSON mode is strict (no "1" for 1) and still takes a list for a tuple.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import math
+import os
+import re
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal
+
+import pydantic
+import yaml
+from pydantic import Field, field_validator
+
+from raypipe.errors import ConfigError
+
+Fraction01 = Annotated[float, Field(ge=0, lt=1)]
+Positive = Annotated[int, Field(ge=1)]
+
+
+class Section(pydantic.BaseModel):
+    model_config = pydantic.ConfigDict(frozen=True, extra="forbid", strict=True)
+    NOT_CONTENT: ClassVar[frozenset[str]] = frozenset()
+
+    def content(self) -> dict[str, Any]:
+        """The keys that decide what is in a row."""
+        return self.model_dump(mode="json", exclude=set(self.NOT_CONTENT))
+
+
+class Columns(Section):
+    """Which fields of a JSON object make the sample; several are joined by a newline, empty ones left out."""
+
+    instruction: str | tuple[str, ...] = "instruction"
+    response: str | tuple[str, ...] = "response"
+
+
+class Ingest(Section):
+    NOT_CONTENT = frozenset({"paths", "max_rejected_fraction"})
+    paths: Annotated[tuple[str, ...], Field(min_length=1)]
+    columns: Columns = Columns()
+    part_bytes: Annotated[int, Field(ge=1024, le=128 << 20)] = 4 << 20  # of uncompressed text
+    max_rejected_fraction: Fraction01 = 0.01  # of rows read
+
+
+class Embed(Section):
+    NOT_CONTENT = frozenset({"model"})  # its files' digests are in the recipe instead
+    model: str
+    text: Literal["instruction", "response", "both"] = "instruction"
+
+
+class Cluster(Section):
+    num_clusters: Positive = 10
+    metric: Literal["cosine", "euclidean"] = "cosine"
+
+
+class Score(Section):
+    NOT_CONTENT = frozenset({"model"})
+    model: str | None = None  # null: the top-level model
+    backend: Literal["auto", "vllm", "transformers"] = "auto"
+    template: str | None = None  # null: the top-level template
+    dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    max_length: Annotated[int, Field(ge=2)] = 4096  # tokens, instruction and response together
+
+
+class Select(Section):
+    strategy: Literal["paper", "random", "cluster_random", "global_ifd", "longest"] = "paper"
+    keep_fraction: Annotated[float, Field(gt=0, le=1)] = 0.4  # of each cluster's samples with IFD < max_ifd
+    max_ifd: Annotated[float, Field(gt=0)] = 1.0  # exclusive
+    held_out_fraction: Fraction01 = 0.01  # of samples, by hash of sample_id
+
+
+class Pack(Section):
+    max_length: Annotated[int, Field(ge=2)] = 2048  # tokens per pack
+
+
+class Train(Section):
+    NOT_CONTENT = frozenset({"checkpoint_every_s"})
+    epochs: Positive = 3
+    samples_per_step: Positive = 512  # per optimiser step, over all workers
+    learning_rate: Annotated[float, Field(gt=0)] = 5.0e-5  # peak; cosine to 0
+    warmup_steps: Annotated[int, Field(ge=0)] = 15
+    dtype: Literal["bfloat16", "float32"] = "bfloat16"  # of compute; weights and optimiser stay float32
+    checkpoint_every_s: Annotated[float, Field(gt=0)] = 900.0
+
+
+class Report(Section):
+    exemplars_per_cluster: Annotated[int, Field(ge=0)] = 5  # 0 hides all text
+
+
+class Storage(Section):
+    root: str
+
+
+class Pool(Section):
+    gpus: Annotated[float, Field(ge=0)] = 0.0  # per actor
+    actors: tuple[Positive, Positive] | None = None  # [min, max]; null: as many as fit
+
+    @field_validator("actors")
+    @classmethod
+    def _ordered(cls, actors: tuple[int, int] | None) -> tuple[int, int] | None:
+        if actors and actors[0] > actors[1]:
+            raise ValueError(f"[min, max] expected, got [{actors[0]}, {actors[1]}]")
+        return actors
+
+
+class ScorePool(Pool):
+    max_batch_tokens: Annotated[int, Field(ge=16)] = 8192  # per forward pass
+
+
+class TrainWorkers(Section):
+    gpus: Annotated[float, Field(ge=0)] = 0.0  # per worker
+    workers: tuple[Positive, Positive] = (1, 1)  # [min, max]
+    micro_batch_tokens: Annotated[int, Field(ge=16)] = 16384  # per forward pass; whole packs, at least one
+
+
+class Resources(Section):
+    """How fast, never what: no part of any identity."""
+
+    accelerator: str | None = None  # Ray accelerator_type
+    embed: Pool = Pool()
+    cluster: Pool = Pool()
+    score: ScorePool = ScorePool()
+    train: TrainWorkers = TrainWorkers()
+
+
+class Config(Section):
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._@-]*$")]
+    seed: Annotated[int, Field(ge=0)] = 42
+    model: str
+    template: str = "### Instruction:\n{instruction}\n### Response:\n"  # or: chat (the tokenizer's own)
+    ingest: Ingest
+    embed: Embed
+    cluster: Cluster = Cluster()
+    score: Score = Score()
+    select: Select = Select()
+    pack: Pack = Pack()
+    train: Train = Train()
+    report: Report = Report()
+    storage: Storage
+    resources: Resources = Resources()
+
+    @field_validator("template")
+    @classmethod
+    def _has_instruction(cls, template: str) -> str:
+        if template != "chat" and "{instruction}" not in template:
+            raise ValueError("must be 'chat' or contain {instruction}")
+        return template
+
+    @property
+    def score_model(self) -> str:
+        return self.score.model or self.model
+
+    @property
+    def score_template(self) -> str:
+        return self.score.template or self.template
+
+
+def load_config(path: str | Path, overrides: tuple[str, ...] | list[str] = ()) -> Config:
+    """Read a YAML file, apply `section.key=value` overrides (values are YAML), check every key. ConfigError lists all faults."""
+    try:
+        tree = yaml.load(Path(path).read_text(encoding="utf-8"), _Loader)
+    except OSError as error:
+        raise ConfigError(
+            f"{path}: the configuration cannot be read ({error.strerror}). Give the path of a YAML file"
+        ) from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: not valid YAML: {error}") from error
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{path}: got {type(tree).__name__}, wanted a mapping of sections. See README, 'One file'")
+    for override in overrides:
+        _override(tree, override)
+    return _absolute(_validate(tree, str(path)))
+
+
+class _Loader(yaml.SafeLoader):
+    """SafeLoader that refuses duplicate keys and reads 1e-5 as the number that YAML 1.2 says it is."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} is given twice", node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
+)
+
+
+def _override(tree: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise ConfigError(f"override {override!r}: wanted section.key=value, for example select.keep_fraction=0.2")
+    *parents, leaf = key.split(".")
+    node = tree
+    for parent in parents:
+        child = node.setdefault(parent, {})
+        if not isinstance(child, dict):
+            raise ConfigError(f"override {override!r}: {parent} is a value, not a section")
+        node = child
+    try:
+        node[leaf] = yaml.load(text, _Loader)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"override {override!r}: the value is not valid YAML: {error}") from error
+
+
+def _validate(tree: dict[str, Any], where: str) -> Config:
+    try:
+        return Config.model_validate_json(json.dumps(tree, default=str))
+    except pydantic.ValidationError as error:
+        faults = [_fault(fault) for fault in error.errors()]
+        raise ConfigError(f"{where}: " + "\n  ".join(faults)) from error
+
+
+def _fault(fault: Any) -> str:
+    names = [str(name) for name in fault["loc"]]
+    key = ".".join(names)
+    if fault["type"] == "extra_forbidden":
+        near = _nearest(names)
+        return f"{key}: unknown key" + (f". Did you mean {near}?" if near else "")
+    if fault["type"] == "missing":
+        return f"{key}: missing, and has no default. Add it"
+    return f"{key}: {fault['msg']}, got {json.dumps(fault['input'])}"
+
+
+def _nearest(names: list[str]) -> str | None:
+    """The valid key closest to an unknown one: first in its own section, then anywhere."""
+    everywhere = list(all_keys(Config))
+    prefix = ".".join([*names[:-1], ""])
+    siblings = [
+        key for key in everywhere if key.rpartition(".")[0] + "." == prefix or (not prefix.strip(".") and "." not in key)
+    ]
+    by_leaf = {key.rpartition(".")[2]: key for key in [*everywhere, *siblings]}  # siblings win
+    near = difflib.get_close_matches(names[-1], [key.rpartition(".")[2] for key in siblings], 1, 0.6)
+    near = near or difflib.get_close_matches(names[-1], list(by_leaf), 1, 0.75)
+    return by_leaf[near[0]] if near else None
+
+
+def all_keys(section: type[Section], prefix: str = "") -> list[str]:
+    """Every key of the file, dotted, sections included."""
+    keys = []
+    for name, field in section.model_fields.items():
+        keys.append(prefix + name)
+        if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
+            keys += all_keys(field.annotation, f"{prefix}{name}.")
+    return keys
+
+
+def _absolute(config: Config) -> Config:
+    """Local paths made absolute: actors run in other working directories. A model that is no local path stays a Hub id."""
+
+    def model(name: str) -> str:
+        return os.path.abspath(name) if os.path.exists(name) else name
+
+    return config.model_copy(
+        update={
+            "model": model(config.model),
+            "ingest": config.ingest.model_copy(update={"paths": tuple(map(local_path, config.ingest.paths))}),
+            "embed": config.embed.model_copy(update={"model": model(config.embed.model)}),
+            "score": config.score.model_copy(update={"model": model(config.score_model)}),
+            "storage": Storage(root=local_path(config.storage.root)),
+        }
+    )
+
+
+def local_path(path: str) -> str:
+    """An absolute local path; ConfigError for a URL, whose storage this version cannot reach."""
+    if scheme := re.match(r"([A-Za-z][A-Za-z0-9+.-]*)://", path):
+        raise ConfigError(f"{path}: storage {scheme[1]}:// cannot be reached by this version. Use a folder")
+    return os.path.abspath(os.path.expanduser(path))
+
+
+def canonical_json(value: Any) -> str:
+    """The one text of a value, for digests. ConfigError for anything whose text is not stable (sets, objects, NaN)."""
+    _refuse_unstable(value, "")
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+
+
+def _refuse_unstable(value: Any, where: str) -> None:
+    if isinstance(value, dict):
+        for key, item in value.items():
+            if not isinstance(key, str):
+                raise ConfigError(f"recipe{where}: key {key!r} is a {type(key).__name__}, wanted a string")
+            _refuse_unstable(item, f"{where}.{key}")
+    elif isinstance(value, list | tuple):
+        for place, item in enumerate(value):
+            _refuse_unstable(item, f"{where}[{place}]")
+    elif isinstance(value, float) and not math.isfinite(value):
+        raise ConfigError(f"recipe{where}: {value} has no stable form. Use a finite number")
+    elif not isinstance(value, str | int | float | None):
+        raise ConfigError(
+            f"recipe{where}: a {type(value).__name__} has no stable form. Use strings, numbers, lists, mappings"
+        )

@@ -1,0 +1,115 @@
+"""Sums of NLL over the tail of token sequences: one contract, two engines.
+
+`nll(sequences, num_context)` gives [N] float64: for each sequence the summed NLL, in nats, of its tokens from place
+`num_context` on (at least 1). A sum that the engine cannot give is NaN, never 0. Only these sums leave an engine.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from raypipe.ops.tokens import IGNORED
+
+Tokens = list[int]
+
+
+class Scorer(Protocol):
+    def nll(self, sequences: Sequence[Tokens], num_context: Sequence[int]) -> NDArray[np.float64]: ...
+
+
+def make_scorer(backend: str, model: str, *, dtype: str, max_length: int, max_batch_tokens: int) -> Scorer:
+    kind = VllmScorer if backend == "vllm" else TransformersScorer
+    return kind(model, dtype=dtype, max_length=max_length, max_batch_tokens=max_batch_tokens)
+
+
+class TransformersScorer:
+    """Many sequences a forward pass, packed end to end and isolated; longest first, up to max_batch_tokens."""
+
+    def __init__(self, model: str, *, dtype: str, max_length: int, max_batch_tokens: int) -> None:
+        import torch
+
+        from raypipe.models.packed import load_model
+
+        self.device = "cuda" if torch.cuda.is_available() else "cpu"
+        self.model = load_model(model, dtype, self.device).eval()
+        self.max_batch_tokens = max_batch_tokens
+
+    def nll(self, sequences: Sequence[Tokens], num_context: Sequence[int]) -> NDArray[np.float64]:
+        import torch
+
+        sums = np.zeros(len(sequences))
+        for places in token_batches([len(tokens) for tokens in sequences], self.max_batch_tokens):
+            with torch.inference_mode():
+                sums[places] = self._batch([sequences[n] for n in places], [num_context[n] for n in places])
+        return sums
+
+    def _batch(self, sequences: list[Tokens], num_context: list[int]) -> NDArray[np.float64]:
+        from raypipe.models.packed import make_batch, target_nll
+
+        lengths = [len(tokens) for tokens in sequences]
+        labels = [
+            label for tokens, n in zip(sequences, num_context, strict=True) for label in [IGNORED] * n + tokens[n:]
+        ]
+        batch = make_batch([token for tokens in sequences for token in tokens], labels, lengths, self.device)
+        nll_T, positions = target_nll(self.model, batch)
+        owner = np.repeat(np.arange(len(sequences)), lengths)[positions.cpu().numpy()]
+        return np.asarray(np.bincount(owner, nll_T.double().cpu().numpy(), len(sequences)), np.float64)
+
+
+class VllmScorer:
+    """vLLM in this process; both passes of many samples in one `generate`, which schedules them by tokens."""
+
+    def __init__(self, model: str, *, dtype: str, max_length: int, max_batch_tokens: int) -> None:
+        os.environ |= {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_NO_USAGE_STATS": "1", "TORCHDYNAMO_DISABLE": "1"}
+        os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+        os.environ.setdefault("OMP_NUM_THREADS", "1")
+        if os.path.isdir(model):
+            os.environ["HF_HUB_OFFLINE"] = "1"
+        import torch
+        from vllm import LLM, SamplingParams
+
+        self.engine: Any = LLM(
+            model,
+            skip_tokenizer_init=True,
+            dtype=dtype,
+            enforce_eager=True,
+            enable_prefix_caching=False,  # a cached token has no log-probability
+            disable_log_stats=True,
+            max_model_len=max_length + 1,  # vLLM must generate one token
+            max_num_batched_tokens=max(max_batch_tokens, max_length + 1),
+            **({} if torch.cuda.is_available() else {"kv_cache_memory_bytes": 256 << 20}),
+        )
+        self.sampling = SamplingParams(
+            max_tokens=1, temperature=0.0, prompt_logprobs=0, detokenize=False, flat_logprobs=True
+        )
+
+    def nll(self, sequences: Sequence[Tokens], num_context: Sequence[int]) -> NDArray[np.float64]:
+        prompts = [{"prompt_token_ids": tokens} for tokens in sequences]
+        outputs = self.engine.generate(prompts, self.sampling, use_tqdm=False)
+        return np.array([_tail_nll(output.prompt_logprobs, n) for output, n in zip(outputs, num_context, strict=True)])
+
+
+def _tail_nll(logprobs: Any, num_context: int) -> float:
+    """With prompt_logprobs=0 the first entry of each place is the prompt's own token."""
+    return -float(
+        np.sum([logprobs.logprobs[place] for place in logprobs.start_indices[num_context:]], dtype=np.float64)
+    )
+
+
+def token_batches(lengths: Sequence[int], max_tokens: int) -> Iterator[list[int]]:
+    """Places of all lengths, longest first, in batches of at most `max_tokens` in sum; a longer one goes alone."""
+    batch: list[int] = []
+    total = 0
+    for place in np.argsort(-np.asarray(lengths, dtype=np.int64), kind="stable").tolist():
+        if batch and total + lengths[place] > max_tokens:
+            yield batch
+            batch, total = [], 0
+        batch.append(place)
+        total += lengths[place]
+    if batch:
+        yield batch

@@ -1,0 +1,1 @@
+"""Pure functions on numpy, torch and arrow: no Ray, no I/O."""

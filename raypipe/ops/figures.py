@@ -1,0 +1,226 @@
+"""What the report shows, as states that add up over parts: histograms in fine bins, sums by cluster, exemplars, map points.
+
+Nothing grows with the lake: bins and clusters are fixed, exemplars and points are the few nearest and lowest drawn.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from raypipe.ops.kmeans import rows_of
+from raypipe.ops.selection import BELOW_CUT, IFD_TOO_HIGH, SELECTED
+from raypipe.ops.text import draw, id_words
+
+MAP_POINTS = 2000
+QUANTITIES = ("ifd", "perplexity_conditional", "perplexity_unconditional", "response_tokens", "instruction_tokens")
+FINE = {  # bins that the fold counts in; of tokens one bin a token, so that medians are exact
+    "ifd": np.linspace(0, 2, 2001),
+    "perplexity_conditional": np.geomspace(1, 1e5, 2301),
+    "perplexity_unconditional": np.geomspace(1, 1e5, 2301),
+    "response_tokens": np.arange(16386) - 0.5,
+    "instruction_tokens": np.arange(16386) - 0.5,
+}
+SHOWN = {
+    "ifd": np.linspace(0, 2, 81),
+    "perplexity_conditional": np.geomspace(1, 1e5, 93),
+    "perplexity_unconditional": np.geomspace(1, 1e5, 93),
+    "response_tokens": np.geomspace(0.5, 16384.5, 61),
+    "instruction_tokens": np.geomspace(0.5, 16384.5, 61),
+}
+
+
+@dataclass(frozen=True)
+class Exemplar:
+    """A sample near a centre, and where its text is."""
+
+    sq_distance: float
+    sample_id: str
+    part: str
+    row: int
+    cluster_id: int
+    reason: str
+    ifd: float
+    ppl_conditional: float
+    ppl_unconditional: float
+
+    @property
+    def selected(self) -> bool:
+        return self.reason == SELECTED
+
+
+@dataclass(frozen=True)
+class Figures:
+    """Counts in fine bins, [2, B]: of all scored samples, of the selected; of clusters [K]; and the nearest few of each."""
+
+    counts: Mapping[str, NDArray[np.int64]]
+    ifd_KB: NDArray[np.int64]
+    sq_distance_K: NDArray[np.float64]
+    selected_K: NDArray[np.int64]
+    nearest: tuple[Exemplar, ...]
+    keep: int
+
+    def __add__(self, other: Figures) -> Figures:
+        return Figures(
+            {name: self.counts[name] + other.counts[name] for name in QUANTITIES},
+            self.ifd_KB + other.ifd_KB,
+            self.sq_distance_K + other.sq_distance_K,
+            self.selected_K + other.selected_K,
+            nearest_few([*self.nearest, *other.nearest], self.keep),
+            self.keep,
+        )
+
+    def histogram(self, name: str) -> dict[str, list[float]]:
+        """In the shown bins, cut to those that hold something; what lies beyond the fine bins is in the last."""
+        middles = (FINE[name][1:] + FINE[name][:-1]) / 2
+        both = [np.histogram(middles, SHOWN[name], weights=row)[0].astype(int) for row in self.counts[name]]
+        (filled,) = np.nonzero(both[0])
+        a, b = (filled[0], filled[-1] + 1) if len(filled) else (0, 1)
+        return {
+            "edges": SHOWN[name][a : b + 1].tolist(),
+            "all": both[0][a:b].tolist(),
+            "selected": both[1][a:b].tolist(),
+        }
+
+    def medians(self, name: str) -> dict[str, float]:
+        return {
+            who: median_of(row, FINE[name]) for who, row in zip(("all", "selected"), self.counts[name], strict=True)
+        }
+
+
+def median_of(counts: NDArray[np.int64], edges: NDArray[Any]) -> float:
+    """Middle of the bin that holds the lower median; 0 where nothing was counted."""
+    if not counts.sum():
+        return 0.0
+    place = int(np.searchsorted(np.cumsum(counts), (counts.sum() + 1) // 2))
+    return float((edges[place] + edges[place + 1]) / 2)
+
+
+def nearest_few(found: Sequence[Exemplar], keep: int) -> tuple[Exemplar, ...]:
+    """Of each cluster the nearest to its centre: kept ones for the larger half of `keep`, dropped ones for the rest."""
+    groups: dict[tuple[int, bool], list[Exemplar]] = {}
+    for exemplar in found:
+        groups.setdefault((exemplar.cluster_id, exemplar.selected), []).append(exemplar)
+    most = {True: keep - keep // 2, False: keep // 2}
+    ordered = (
+        sorted(group, key=lambda e: (e.sq_distance, e.sample_id))[: most[key[1]]]
+        for key, group in sorted(groups.items())
+    )
+    return tuple(exemplar for group in ordered for exemplar in group)
+
+
+@dataclass(frozen=True)
+class Measure:
+    """A part to Figures. Only scored samples count; a dropped exemplar is one that the cut or max_ifd dropped."""
+
+    num_clusters: int
+    exemplars: int
+
+    def __call__(self, tables: list[pa.Table]) -> Figures:
+        part = tables[0].schema.metadata[b"part"].decode()
+        columns = {
+            name: column for table in tables[:3] for name, column in zip(table.column_names, table.columns, strict=True)
+        }
+        rows = pa.table({**columns, "row": np.arange(len(tables[0]))}).filter(columns["ifd"].is_valid())
+        values = {name: rows.column(name).to_numpy() for name in rows.column_names}
+        n = values["num_response_tokens"].astype(float)
+        values["perplexity_conditional"] = np.exp(values["nll_conditional"] / n)
+        values["perplexity_unconditional"] = np.exp(values["nll_unconditional"] / n)
+        values |= {
+            "response_tokens": values["num_response_tokens"],
+            "instruction_tokens": values["num_instruction_tokens"],
+        }
+        selected = values["reason"] == SELECTED
+        counts = {
+            name: np.stack([_count(name, values[name]), _count(name, values[name][selected])]) for name in QUANTITIES
+        }
+        cluster = values["cluster_id"]
+        return Figures(
+            counts,
+            np.stack([_count("ifd", values["ifd"][cluster == k]) for k in range(self.num_clusters)]),
+            np.asarray(np.bincount(cluster, values["sq_distance"], self.num_clusters), np.float64),
+            np.bincount(cluster[selected], minlength=self.num_clusters),
+            nearest_few(self._exemplars(values, part), self.exemplars),
+            self.exemplars,
+        )
+
+    def _exemplars(self, values: Mapping[str, NDArray[Any]], part: str) -> list[Exemplar]:
+        (shown,) = np.nonzero(np.isin(values["reason"], [SELECTED, BELOW_CUT, IFD_TOO_HIGH]))
+        names = ("reason", "ifd", "perplexity_conditional", "perplexity_unconditional")
+        return [
+            Exemplar(
+                float(values["sq_distance"][n]),
+                values["sample_id"][n],
+                part,
+                int(values["row"][n]),
+                int(values["cluster_id"][n]),
+                *(values[name][n] for name in names),
+            )
+            for n in shown
+        ]
+
+
+@dataclass(frozen=True)
+class Points:
+    """Rows for the map: embeddings [N, D], and of each its draw, cluster, whether it is kept, and its id."""
+
+    x_ND: NDArray[np.float32]
+    draws: NDArray[np.uint64]
+    cluster_id: NDArray[np.int32]
+    selected: NDArray[np.bool_]
+    sample_id: NDArray[np.object_]
+
+    def __add__(self, other: Points) -> Points:
+        mine, theirs = vars(self), vars(other)
+        return Points(**{name: np.concatenate([mine[name], theirs[name]]) for name in mine})
+
+    def project(self, seed: int) -> dict[str, Any]:
+        """The MAP_POINTS rows with the lowest draws on the first two principal components of them."""
+        from sklearn.decomposition import PCA
+
+        lowest = np.argsort(self.draws, kind="stable")[:MAP_POINTS]
+        pca = PCA(min(2, *self.x_ND[lowest].shape), random_state=seed)
+        xy = np.pad(pca.fit_transform(self.x_ND[lowest]), ((0, 0), (0, 2)))
+        return {
+            "x": np.round(xy[:, 0], 4).tolist(),
+            "y": np.round(xy[:, 1], 4).tolist(),
+            "cluster_id": self.cluster_id[lowest].tolist(),
+            "selected": self.selected[lowest].tolist(),
+            "sample_id": self.sample_id[lowest].tolist(),
+            "num_points": len(lowest),
+            "explained_variance": float(pca.explained_variance_ratio_.sum()),
+        }
+
+
+@dataclass(frozen=True)
+class DrawPoints:
+    share: float
+    seed: int
+
+    def __call__(self, tables: list[pa.Table]) -> Points:
+        score, cluster, select, embed = tables
+        rows = pa.table(
+            {
+                "sample_id": score.column("sample_id"),
+                "cluster_id": cluster.column("cluster_id"),
+                "reason": select.column("reason"),
+                "embedding": embed.column("embedding"),
+            }
+        ).filter(embed.column("embedding").is_valid())
+        draws = draw(id_words(rows.column("sample_id")), self.seed)
+        inside = draws <= np.uint64(min(int(self.share * 2**64), 2**64 - 1))
+        rows = rows.filter(pa.array(inside))
+        reason, ids = rows.column("reason").to_numpy(), rows.column("sample_id").to_numpy()
+        return Points(
+            rows_of(rows, "cosine"), draws[inside], rows.column("cluster_id").to_numpy(), reason == SELECTED, ids
+        )
+
+
+def _count(name: str, values: NDArray[Any]) -> NDArray[np.int64]:
+    edges = FINE[name]
+    return np.histogram(np.clip(values, edges[0], np.nextafter(edges[-1], 0)), edges)[0].astype(np.int64)

@@ -1,0 +1,238 @@
+"""The stages in order: what a run is made of, what of it is done, and running what is left.
+
+Every folder's name is known before anything runs: recipes chain from the config and the files it names, and the lake's
+digest stands for the part list (equal lakes give equal parts). Ray, torch and the stage modules are imported only when a
+stage is due, so a finished run answers at once.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow.dataset as ds
+
+from raypipe.config import Config
+from raypipe.errors import ConfigError
+from raypipe.identity import model_identity, resolved_backend
+from raypipe.lake import Lake, list_lake
+from raypipe.stage import Inputs, Stage, Table, folder_name, manifest_name, open_table, read_manifest, recipe, run_stage
+from raypipe.store import Folder
+
+log = logging.getLogger("raypipe")
+
+
+def _score_content(config: Config) -> dict[str, Any]:
+    named = {"template": config.score_template, "backend": resolved_backend(config.score.backend)}
+    return {**config.score.content(), **named, "model": model_identity("score.model", config.score_model)}
+
+
+def _pack_content(config: Config) -> dict[str, Any]:
+    model = model_identity("model", config.model)
+    return {**config.pack.content(), "template": config.template, "tokenizer": model, "seed": config.seed}
+
+
+def _train_content(config: Config) -> dict[str, Any]:
+    return {**config.train.content(), "model": model_identity("model", config.model), "seed": config.seed}
+
+
+STAGES = (
+    Stage("ingest", (), lambda c: c.ingest.content()),
+    Stage("clean", ("ingest",), lambda c: {}),
+    Stage(
+        "embed",
+        ("ingest", "clean"),
+        lambda c: {**c.embed.content(), "model": model_identity("embed.model", c.embed.model)},
+    ),
+    Stage("cluster", ("embed",), lambda c: {**c.cluster.content(), "seed": c.seed}, whole_lake=True),
+    Stage("score", ("ingest", "clean"), _score_content),
+    Stage("select", ("clean", "cluster", "score"), lambda c: {**c.select.content(), "seed": c.seed}, whole_lake=True),
+    Stage("pack", ("ingest", "cluster", "select"), _pack_content, whole_lake=True),
+    Stage("train", ("pack",), _train_content, whole_lake=True),
+    Stage(
+        "report",
+        ("ingest", "clean", "embed", "cluster", "score", "select", "pack", "train"),
+        lambda c: {**c.report.content(), "name": c.name},
+        whole_lake=True,
+    ),
+)
+STAGE_NAMES = tuple(stage.name for stage in STAGES)
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A stage of a run: its recipe, its folder, its manifest where it is finished for this lake."""
+
+    stage: Stage
+    recipe: Mapping[str, Any]
+    folder: Folder
+    manifest: Mapping[str, Any] | None
+
+    @property
+    def done(self) -> bool:
+        return self.manifest is not None
+
+
+@dataclass(frozen=True)
+class Plan:
+    config: Config
+    lake: Lake
+    stages: tuple[Planned, ...]
+
+    @property
+    def folders(self) -> dict[str, str]:
+        return {planned.stage.name: planned.folder.path.rpartition("/")[2] for planned in self.stages}
+
+    def __getitem__(self, stage: str) -> Planned:
+        return self.stages[STAGE_NAMES.index(stage)]
+
+
+def plan(config: Config, from_stage: str | None = None) -> Plan:
+    """What a run of this config is made of. Starts nothing; lists the lake unless `from_stage` takes it from the run file."""
+    root = Folder(config.storage.root)
+    score = config.score.model_copy(update={"backend": resolved_backend(config.score.backend)})
+    config = config.model_copy(update={"score": score})
+    lake = (
+        list_lake(config.ingest.paths)
+        if from_stage in (None, "ingest")
+        else _recorded_lake(root, config, str(from_stage))
+    )
+    folders: dict[str, str] = {}
+    stages = []
+    for stage in STAGES:
+        made_of = recipe(stage, config, {name: folders[name] for name in stage.reads}, lake.digest)
+        folders[stage.name] = folder_name(made_of)
+        folder = root / folders[stage.name]
+        stages.append(Planned(stage, made_of, folder, read_manifest(folder, lake.digest)))
+    planned = Plan(config, lake, tuple(stages))
+    if from_stage not in (None, "ingest"):
+        _check_recorded(root, planned, str(from_stage))
+    return planned
+
+
+def run(config: Config, *, from_stage: str | None = None, until: str | None = None) -> Plan:
+    """Run what is left of the stages up to `until`; returns the plan as it then is."""
+    _check_names(from_stage, until)
+    planned = plan(config, from_stage)
+    wanted = planned.stages[: STAGE_NAMES.index(until) + 1] if until else planned.stages
+    todo = [step for step in wanted if not step.done]
+    if todo:
+        _record(planned)
+        with ray_session():
+            for step in todo:
+                run_stage(step.stage, step.recipe, planned.config, _inputs(planned, step.stage), step.folder)
+                planned = plan_again(planned)
+    return planned
+
+
+def plan_again(planned: Plan) -> Plan:
+    """The same plan, with the manifests that are there now."""
+    stages = tuple(
+        Planned(step.stage, step.recipe, step.folder, step.manifest or read_manifest(step.folder, planned.lake.digest))
+        for step in planned.stages
+    )
+    return Plan(planned.config, planned.lake, stages)
+
+
+def read(root: str, stage: str, run: str | None = None) -> ds.Dataset:
+    """A stage's parts as a pyarrow dataset; `run` is needed where several runs share the root."""
+    runs = recorded_runs(Folder(os.path.abspath(root)))
+    if not runs or (run is None and len(runs) > 1) or (run is not None and run not in runs):
+        raise ConfigError(f"{root}: got run {run!r}, wanted one of {sorted(runs)}. Pass run=NAME")
+    record = runs[run or next(iter(runs))]
+    if stage not in record["folders"]:
+        raise ConfigError(f"{root}: got stage {stage!r}, wanted one of {', '.join(STAGE_NAMES)}")
+    folder = Folder(os.path.abspath(root)) / record["folders"][stage]
+    manifest = read_manifest(folder, record["lake"])
+    if manifest is None:
+        raise ConfigError(
+            f"{folder.uri(manifest_name(record['lake']))} is missing: {stage} is not finished. Run it first"
+        )
+    return ds.dataset([folder.uri(part) for part in open_table(folder, manifest).parts], format="parquet")
+
+
+def recorded_runs(root: Folder) -> dict[str, dict[str, Any]]:
+    runs = root / "runs"
+    return {name.removesuffix(".json"): json.loads(runs.read(name)) for name in runs.list()}
+
+
+@contextmanager
+def ray_session() -> Iterator[None]:
+    """The cluster that RAY_ADDRESS names, else Ray on this machine for as long as the work takes."""
+    import ray
+
+    address = os.environ.get("RAY_ADDRESS")
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    local = {} if address else {"include_dashboard": False}
+    ray.init(address=address or "local", log_to_driver=False, logging_level="WARNING", **local)
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _inputs(planned: Plan, stage: Stage) -> Inputs:
+    tables: dict[str, Table] = {}
+    for name in stage.reads:
+        step = planned[name]
+        if step.manifest is None:
+            raise ConfigError(
+                f"{stage.name} reads {name}, and {step.folder.uri(manifest_name(planned.lake.digest))} is missing. Run without --from"
+            )
+        tables[name] = open_table(step.folder, step.manifest)
+    return Inputs(planned.lake, tables)
+
+
+def _record(planned: Plan) -> None:
+    """Name the run's folders before any of them gets its first object."""
+    config = planned.config.model_dump(mode="json")
+    record = {"name": planned.config.name, "lake": planned.lake.digest, "folders": planned.folders, "config": config}
+    (Folder(planned.config.storage.root) / "runs").replace(
+        f"{planned.config.name}.json", json.dumps(record, indent=1).encode()
+    )
+
+
+def _recorded_lake(root: Folder, config: Config, from_stage: str) -> Lake:
+    if not (root / "runs").has(f"{config.name}.json"):
+        before = STAGE_NAMES[STAGE_NAMES.index(from_stage) - 1]
+        raise ConfigError(
+            f"{root.path}/{before}-*/manifest-*.json is missing, and {root.path}/runs/{config.name}.json too: nothing was prepared "
+            f"for run {config.name!r}. {_remedy(before)}"
+        )
+    record = json.loads((root / "runs").read(f"{config.name}.json"))
+    return Lake((), (record["lake"],))
+
+
+def _check_recorded(root: Folder, planned: Plan, from_stage: str) -> None:
+    """ConfigError unless all that `from_stage` needs is of this config's recipes and finished."""
+    recorded = json.loads((root / "runs").read(f"{planned.config.name}.json"))["folders"]
+    before = planned.stages[: STAGE_NAMES.index(from_stage)]
+    for step in before:
+        name = step.stage.name
+        if planned.folders[name] != recorded.get(name):
+            raise ConfigError(
+                f"--from {from_stage}: {name} was prepared as {recorded.get(name)}, but this config asks for {planned.folders[name]}. "
+                f"Give the config it was prepared with. Or: {_remedy(before[-1].stage.name)}"
+            )
+        if not step.done:
+            raise ConfigError(
+                f"--from {from_stage}: {step.folder.uri(manifest_name(planned.lake.digest))} is missing: {name} is not finished. "
+                f"{_remedy(before[-1].stage.name)}"
+            )
+
+
+def _remedy(until: str) -> str:
+    return f"Make it by: raypipe run CONFIG --until {until}" + (
+        "   (or: python jobs/prepare.py CONFIG)" if until == "pack" else ""
+    )
+
+
+def _check_names(*names: str | None) -> None:
+    for name in names:
+        if name is not None and name not in STAGE_NAMES:
+            raise ConfigError(f"no stage {name!r}. The stages: {' '.join(STAGE_NAMES)}")

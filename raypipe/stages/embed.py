@@ -1,0 +1,64 @@
+"""Embed: a vector for every sample, as the sentence-transformers model's own modules give it.
+
+Columns: sample_id, embedding (fixed_size_list<float16>[d]; null where clean's status is not ok).
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from raypipe.config import Config
+from raypipe.config import Embed as EmbedConfig
+from raypipe.models.embedder import Embedder
+from raypipe.parts import map_parts
+from raypipe.stage import Inputs, Result
+from raypipe.store import Folder
+
+
+def run(config: Config, inputs: Inputs, out: Folder) -> Result:
+    tables = [inputs["ingest"].only("sample_id", "instruction", "response"), inputs["clean"].only("status")]
+    return Result(
+        map_parts(
+            partial(Embed, config.embed),
+            tables,
+            out,
+            pool=config.resources.embed,
+            accelerator=config.resources.accelerator,
+        )
+    )
+
+
+class Embed:
+    def __init__(self, config: EmbedConfig) -> None:
+        self.text = config.text
+        self.embedder = Embedder(config.model)
+
+    def __call__(self, tables: list[pa.Table]) -> pa.Table:
+        samples, clean = tables
+        ok = pc.equal(clean.column("status"), "ok").combine_chunks()
+        vectors = self.embedder.embed(_texts(samples.filter(ok), self.text))
+        return pa.table(
+            {
+                "sample_id": samples.column("sample_id"),
+                "embedding": embedding_column(vectors, ok.to_numpy(zero_copy_only=False)),
+            }
+        )
+
+
+def embedding_column(vectors: NDArray[np.float16], there_N: NDArray[np.bool_]) -> pa.Array:
+    """One list a row, null where it is not there; `vectors` holds the rows that are."""
+    full = np.zeros((len(there_N), vectors.shape[1]), np.float16)
+    full[there_N] = vectors
+    return pa.FixedSizeListArray.from_arrays(pa.array(full.ravel()), vectors.shape[1], mask=pa.array(~there_N))
+
+
+def _texts(samples: pa.Table, text: str) -> list[str]:
+    if text == "both":
+        pairs = zip(samples.column("instruction").to_pylist(), samples.column("response").to_pylist(), strict=True)
+        return ["\n".join(pair) for pair in pairs]
+    return list(samples.column(text).to_pylist())

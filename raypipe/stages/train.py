@@ -1,0 +1,184 @@
+"""Train: hand the packs to the training loop on Ray Train's workers. The loop itself is `raypipe.models.trainer`.
+
+Ray Train places the workers, joins them into a process group and restarts them after a failure; what to resume is decided
+by the checkpoints in the stage's own folder, so a restart of a worker, of the group or of the driver is one and the same.
+
+In the folder: `checkpoints/`, `metrics.jsonl`, `held_out.json` (NLL of each held-out sample after each epoch), `model/`.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import tempfile
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import ray
+from numpy.typing import NDArray
+
+from raypipe.config import Config
+from raypipe.errors import ConfigError, Stopped
+from raypipe.models.trainer import Pack, Settings, train
+from raypipe.ops.steps import Step, plan_steps
+from raypipe.parts import ACTOR_CPUS
+from raypipe.stage import Inputs, Result, Table
+from raypipe.stages.pack import HELD_OUT_FOLDER
+from raypipe.store import Folder
+
+log = logging.getLogger("raypipe")
+MAX_FAILURES = 3
+
+
+class PackReader:
+    """Packs of a pack folder by their place over all parts; holds the row groups it read last."""
+
+    def __init__(self, folder: Folder, parts: Sequence[str]) -> None:
+        self.folder = folder
+        self.groups: list[tuple[str, int, int]] = []  # part, row group, place of its first pack
+        total = 0
+        for part in parts:
+            with folder.open(part) as file:
+                metadata = pq.read_metadata(file)
+            for group in range(metadata.num_row_groups):
+                self.groups.append((part, group, total))
+                total += metadata.row_group(group).num_rows
+        self.total = total
+        self.firsts = np.array([first for _, _, first in self.groups])
+        self.rows = lru_cache(maxsize=64)(self._rows)
+
+    def __len__(self) -> int:
+        return self.total
+
+    def __getitem__(self, place: int) -> Pack:
+        group = int(np.searchsorted(self.firsts, place, side="right")) - 1
+        row = self.rows(group)[place - self.groups[group][2]]
+        return Pack(row["input_ids"], row["labels"], row["sequence_lengths"], row["sample_ids"])
+
+    def _rows(self, group: int) -> list[dict[str, Any]]:
+        part, number, _ = self.groups[group]
+        with self.folder.open(part) as file:
+            return list(pq.ParquetFile(file).read_row_group(number).to_pylist())
+
+
+def run(config: Config, inputs: Inputs, out: Folder) -> Result:
+    if not out.has("model"):
+        _fit(config, inputs["pack"], out)
+    return Result(summary=_summary(out))
+
+
+def training_plan(config: Config, packs: Table) -> list[Step]:
+    """Every rank, and every restart, makes the same plan from the packs' figures alone."""
+    samples, targets = pack_figures(packs)
+    rule = config.train
+    return plan_steps(
+        samples.tolist(), targets.tolist(), epochs=rule.epochs, samples_per_step=rule.samples_per_step, seed=config.seed
+    )
+
+
+def pack_figures(packs: Table) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """[P] samples and target tokens of every pack."""
+    samples, targets = [], []
+    for part in packs.parts:
+        table = packs.only("sequence_lengths", "labels").read(part)
+        samples.append(pc.list_value_length(table.column("sequence_lengths")).to_numpy())
+        is_target = pc.greater_equal(pc.list_flatten(table.column("labels")), 0).to_numpy().astype(np.int64)
+        ends = np.cumsum(pc.list_value_length(table.column("labels")).to_numpy())
+        targets.append(np.diff(np.concatenate([[0], np.cumsum(is_target)[ends - 1]])) if len(ends) else ends)
+    return np.concatenate(samples).astype(np.int64), np.concatenate(targets).astype(np.int64)
+
+
+def _fit(config: Config, packs: Table, out: Folder) -> None:
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    workers = num_workers(config)
+    steps = len(training_plan(config, packs))
+    log.info(
+        "train: %d workers, %d steps%s",
+        workers,
+        steps,
+        "" if steps >= 100 else " (few: lower train.samples_per_step for more)",
+    )
+    Path(out.path).mkdir(parents=True, exist_ok=True)
+    gpus = config.resources.train.gpus
+    per_worker = {"CPU": ACTOR_CPUS, **({"GPU": gpus} if gpus else {})}
+    logging.getLogger("ray.train").setLevel(logging.ERROR)
+    with tempfile.TemporaryDirectory(
+        prefix="raypipe-"
+    ) as scratch:  # Ray Train insists on a storage path; ours is `out`
+        TorchTrainer(
+            _worker,
+            train_loop_config={"config": config, "packs": packs, "out": out},
+            torch_config=TorchConfig(backend="nccl" if gpus else "gloo"),
+            scaling_config=ScalingConfig(
+                num_workers=workers,
+                use_gpu=bool(gpus),
+                resources_per_worker=per_worker,
+                accelerator_type=config.resources.accelerator if gpus else None,
+            ),
+            run_config=RunConfig(storage_path=scratch, failure_config=FailureConfig(max_failures=MAX_FAILURES)),
+        ).fit()
+    if not out.has("model"):
+        raise Stopped(f"{out.path}: training ended without a model. Run again: it goes on from the last checkpoint")
+
+
+def _worker(job: dict[str, Any]) -> None:
+    config, packs, out = job["config"], job["packs"], job["out"]
+    each = max(1, config.resources.train.micro_batch_tokens // config.pack.max_length)
+    rule = config.train
+    settings = Settings(config.model, rule.dtype, rule.learning_rate, rule.warmup_steps, each, rule.checkpoint_every_s)
+    held_out = PackReader(packs.folder / HELD_OUT_FOLDER, packs.parts)
+    train(settings, PackReader(packs.folder, packs.parts), held_out, training_plan(config, packs), Path(out.path))
+
+
+def num_workers(config: Config) -> int:
+    """As many as fit, up to the maximum; ConfigError where the minimum does not fit."""
+    low, high = config.resources.train.workers
+    have, gpus = ray.cluster_resources(), config.resources.train.gpus
+    room = round(have.get("CPU", 0) * 10) // round(ACTOR_CPUS * 10)
+    if gpus:
+        room = min(room, int(have.get("GPU", 0) / gpus))
+    if room < low:
+        raise ConfigError(
+            f"resources.train.workers: at least {low} workers of {ACTOR_CPUS} CPUs and {gpus} GPUs are asked for, but the cluster "
+            f"has {have.get('CPU', 0):g} CPUs and {have.get('GPU', 0):g} GPUs, room for {room}. Lower the minimum, or add nodes"
+        )
+    return int(min(room, high))
+
+
+def _summary(out: Folder) -> dict[str, Any]:
+    lines = [json.loads(line) for line in out.read("metrics.jsonl").splitlines()]
+    steps = [line for line in lines if "loss" in line]
+    held_out = json.loads(out.read("held_out.json"))
+    tokens, seconds = sum(line["target_tokens"] for line in steps), sum(line["seconds"] for line in steps)
+    return {
+        "steps": len(steps),
+        "num_workers": steps[-1]["num_workers"],
+        "first_loss": steps[0]["loss"],
+        "last_loss": steps[-1]["loss"],
+        "target_tokens_per_s": round(tokens / seconds, 1),
+        "held_out": paired_difference(held_out),
+    }
+
+
+def paired_difference(held_out: dict[str, Any]) -> dict[str, Any]:
+    """Per-token NLL of each held-out sample after training minus before: mean over samples, and its standard error."""
+    tokens = np.array(held_out["num_tokens"], dtype=float)
+    steps = sorted(held_out["nll"], key=int)
+    before, after = (np.array(held_out["nll"][step]) for step in (steps[0], steps[-1]))
+    if len(tokens) < 2:
+        return {"num_samples": len(tokens)}
+    difference = (after - before) / tokens
+    return {
+        "num_samples": len(tokens),
+        "loss_before": float(before.sum() / tokens.sum()),
+        "loss_after": float(after.sum() / tokens.sum()),
+        "mean_difference": float(difference.mean()),
+        "standard_error": float(difference.std(ddof=1) / np.sqrt(len(difference))),
+    }

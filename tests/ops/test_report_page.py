@@ -1,0 +1,273 @@
+"""The report's page: nothing from outside, nothing breaks out, nothing missing breaks it."""
+
+import copy
+import json
+import re
+from html.parser import HTMLParser
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from plotly.offline import get_plotlyjs
+
+from raypipe.ops import report_page
+
+PLOTLY = get_plotlyjs()
+HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(2)> \u2028 {{ 7 * 7 }} <!-- & \"'"
+
+
+class Page(HTMLParser):
+    """Collects tags with their attributes, and what stands in scripts and styles."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.raw: list[str] = []
+        self.texts: list[str] = []
+        assert text.count(PLOTLY) <= 1
+        self.feed(text.replace(PLOTLY, ""))  # 4.8 MB that take long to read
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data: str) -> None:
+        (self.raw if self.cdata_elem else self.texts).append(data)
+
+    def charts(self) -> dict[str, Any]:
+        """As the browser parses it, by the id of its element."""
+        found: dict[str, Any] = json.loads(next(text for text in self.raw if text.startswith('{"')))
+        return found
+
+    def text(self) -> str:
+        return " ".join(" ".join(self.texts).split())
+
+
+def histogram(values: NDArray[Any], kept: NDArray[np.bool_], edges: NDArray[Any]) -> dict[str, list[float]]:
+    all_counts, kept_counts = (np.histogram(part, edges)[0] for part in (values, values[kept]))
+    return {"edges": edges.tolist(), "all": all_counts.tolist(), "selected": kept_counts.tolist()}
+
+
+def exemplar(rng: np.random.Generator, place: int) -> dict[str, Any]:
+    response = f"def merge(intervals):\n    # variant {place}, {'long ' * 40}\n    return sorted(intervals)\n"
+    return {
+        "sample_id": rng.bytes(16).hex(), "instruction": f"Write a function that merges intervals ({place}).",
+        "response": response * (1 + 7 * place), "ifd": 0.8 - place / 20, "ppl_conditional": 3.1, "ppl_unconditional": 3.9,
+        "selected": place < 2, "reason": "selected" if place < 2 else "below_cut",
+    }  # fmt: skip
+
+
+def make_report(num_clusters: int = 10, num_exemplars: int = 3) -> dict[str, Any]:
+    """What a run over 3,075 rows would report; every number drawn, none measured."""
+    rng = np.random.default_rng(42)
+    num = 2990
+    ppl_without = rng.lognormal(1.6, 0.7, num) + 1
+    ifd = np.clip(rng.normal(0.72, 0.17, num), 0.05, 1.98)
+    tokens = np.clip(rng.lognormal(4.6 + 1.5 * (ifd - 0.7), 0.8), 1, 4000).astype(int)
+    prompts = np.clip(rng.lognormal(3.8, 0.6, num), 3, 2000).astype(int)
+    clusters = rng.integers(0, num_clusters, num)
+    cuts = {c: np.quantile(ifd[(clusters == c) & (ifd < 1)], 0.6) for c in range(num_clusters)}
+    kept = (ifd < 1) & (ifd >= np.array([cuts[c] for c in clusters]))
+    spots = rng.normal(0, 0.35, (num_clusters, 2))[clusters] + rng.normal(0, 0.1, (num, 2))
+    drawn = rng.permutation(num)[:2000]
+    steps = np.arange(1, 121)
+    quantities = {
+        "ifd": (ifd, np.linspace(0, 2, 81)),
+        "perplexity_conditional": (ppl_without * ifd, np.geomspace(0.5, 200, 61)),
+        "perplexity_unconditional": (ppl_without, np.geomspace(0.5, 200, 61)),
+        "response_tokens": (tokens, np.geomspace(1, 4096, 49)),
+        "instruction_tokens": (prompts, np.geomspace(1, 4096, 49)),
+    }
+    num_kept, num_high = int(kept.sum()), int((ifd >= 1).sum())
+    return {
+        "name": "demo", "created": "2026-11-23T08:00:00Z", "version": "0.1.0", "root": "runs/demo",
+        "versions": {"python": "3.11.9", "ray": "2.60.0", "torch": "2.9.1", "transformers": "5.1.0"},
+        "folders": {"ingest": "ingest-3fa9c1d2b0aa", "clean": "clean-0c88d7e15f20", "score": "score-b81c22e0f311"},
+        "headline": {
+            "rows_read": 3075, "rejected": 15, "samples": 3000, "scored": num, "ifd_ge_max": num_high,
+            "selected": num_kept, "fill": 0.998, "padding_avoided": 0.41, "held_out_loss_before": 0.61,
+            "held_out_loss_after": 0.54,
+        },
+        "flow": [
+            {"stage": "ingest", "rows_in": 3075, "rows_out": 3060, "reasons": {"empty_response": 9, "not_json": 6}},
+            {"stage": "clean", "rows_in": 3060, "rows_out": 3000, "reasons": {"duplicate": 60}},
+            {"stage": "score", "rows_in": 3000, "rows_out": num, "reasons": {"truncated": 10}},
+            {"stage": "select", "rows_in": num, "rows_out": num_kept,
+             "reasons": {"held_out": 31, "ifd_too_high": num_high, "below_cut": num - 31 - num_high - num_kept}},
+            {"stage": "pack", "rows_in": num_kept, "rows_out": num_kept - 4, "reasons": {"too_long": 4}},
+        ],
+        "histograms": {name: histogram(values, kept, edges) for name, (values, edges) in quantities.items()},
+        "medians": {name: {"all": float(np.median(values)), "selected": float(np.median(values[kept]))}
+                    for name, (values, _) in quantities.items()},
+        "max_ifd": 1.0, "keep_fraction": 0.4, "strategy": "paper",
+        "clusters": [
+            {"cluster_id": c, "size": int((clusters == c).sum()), "eligible": int(((clusters == c) & (ifd < 1)).sum()),
+             "selected": int((kept & (clusters == c)).sum()), "cut_ifd": float(cuts[c]),
+             "median_ifd": float(np.median(ifd[clusters == c])), "mean_sq_distance": float(rng.uniform(0.3, 0.5)),
+             "exemplars": [exemplar(rng, place) for place in range(num_exemplars)]}
+            for c in range(num_clusters)
+        ],
+        "map": {
+            "x": spots[drawn, 0].tolist(), "y": spots[drawn, 1].tolist(), "cluster_id": clusters[drawn].tolist(),
+            "selected": kept[drawn].tolist(), "sample_id": [rng.bytes(16).hex() for _ in drawn],
+            "num_points": 2000, "num_samples": 3000, "explained_variance": 0.31,
+        },
+        "training": {
+            "step": steps.tolist(), "loss": (0.5 + 2.6 * np.exp(-steps / 18) + rng.normal(0, 0.05, 120)).tolist(),
+            "learning_rate": (5e-5 * np.minimum(steps / 15, 0.5 + 0.5 * np.cos(np.pi * steps / 120))).tolist(),
+            "held_out": [{"step": 0, "loss": 3.1}, {"step": 60, "loss": 0.62}, {"step": 120, "loss": 0.54}],
+            "paired": {"num_samples": 150, "mean_difference": -0.12, "standard_error": 0.01},
+            "num_workers": 2, "tokens_per_s": 12000,
+        },
+        "time": [
+            {"stage": stage, "wall_s": wall, "actor_s": actor, "parts": 10, "bytes": 1234567}
+            for stage, wall, actor in [("ingest", 3.1, 1.0), ("clean", 2.2, 1.4), ("embed", 41.0, 78.2),
+                                       ("cluster", 6.4, 7.9), ("score", 118.3, 226.0), ("select", 1.9, 0.6),
+                                       ("pack", 2.8, 2.1), ("train", 240.5, 478.0)]
+        ],
+        "warnings": ["selection favours long responses: median 98 -> 131 tokens. Compare with cluster_random"],
+    }  # fmt: skip
+
+
+def test_page_asks_nothing_from_outside() -> None:
+    """A customer off line would see a page without charts, or tell a third party that the report was opened."""
+    text = report_page.render(make_report())
+    page = Page(text)
+    for tag, attributes in page.tags:
+        assert tag not in {"iframe", "object", "embed", "base", "form"}
+        for name in ("src", "href", "srcset", "action", "data", "poster"):
+            assert (attributes.get(name) or "data:").startswith("data:"), (tag, attributes)
+    own = text.replace(PLOTLY, "")
+    assert "</script" not in PLOTLY.lower() and "<!--" not in PLOTLY  # either would end or bend our script tag
+    assert len(own) < len(text) < 8_000_000
+    assert not re.search(r"https?://|@import|url\(|//cdn", own)
+    policy = next(attributes["content"] for _, attributes in page.tags if "http-equiv" in attributes)
+    assert policy is not None and policy.startswith("default-src 'none';")
+
+
+def test_hostile_text_stays_text() -> None:
+    """A sample that closes our script tag would run its author's code in the customer's browser."""
+    clean = make_report()
+    report = copy.deepcopy(clean)
+    report |= {"name": HOSTILE, "root": HOSTILE, "version": HOSTILE, "created": HOSTILE, "warnings": [HOSTILE]}
+    report |= {"versions": {HOSTILE: HOSTILE}, "folders": {HOSTILE: HOSTILE}}
+    report["clusters"][0]["exemplars"][2] |= {
+        "instruction": HOSTILE, "response": HOSTILE, "sample_id": HOSTILE, "reason": HOSTILE
+    }  # fmt: skip
+    report["flow"][0] = {"stage": HOSTILE, "rows_in": 3075, "rows_out": 3060, "reasons": {HOSTILE: 15}}
+    report["time"][0]["stage"] = HOSTILE
+    report["map"]["sample_id"][0] = HOSTILE
+    page = Page(report_page.render(report))
+    scripts = [tag for tag, _ in page.tags if tag == "script"]
+    assert len(scripts) == 3 and not any(tag == "img" for tag, _ in page.tags)
+    assert not any(name.startswith("on") for _, attributes in page.tags for name in attributes)
+    assert page.text().count("<img src=x onerror=alert(2)>") >= 10
+    for chart in page.charts().values():  # Plotly reads markup in labels and hints: only our own line breaks are left
+        assert not re.search(r"<(?!br>|extra>|/extra>)", json.dumps(chart))
+
+
+@pytest.mark.parametrize("empty", [None, "absent", "hollow"])
+def test_what_is_missing_is_left_out(empty: str | None) -> None:
+    """The report of `--until select` has no training; it must still be a page, without a section of blanks."""
+    full = make_report()
+    for key in set(full) - {"name"}:
+        report = {**full, key: None} if empty is None else {k: v for k, v in full.items() if k != key}
+        if empty == "hollow":
+            report[key] = type(full[key])()
+        page = Page(report_page.render(report))
+        assert "Undefined" not in page.text() and "None" not in page.text(), key
+        ids = {attributes["id"] for tag, attributes in page.tags if attributes.get("class") == "chart"}
+        assert ids == set(page.charts()), key
+        assert key not in ids
+
+
+def test_name_alone_makes_a_page_without_charts() -> None:
+    """A run stopped at ingest has little to tell; 4.8 MB of Plotly for no chart would be a waste."""
+    text = report_page.render({"name": "demo"})
+    assert len(text) < 20_000
+    assert not any(tag in {"script", "section"} for tag, _ in Page(text).tags)
+
+
+def test_every_value_one_level_down_may_be_missing() -> None:
+    """A stage that could not tell one number would otherwise cost the whole report, after hours of work."""
+    full = make_report(num_clusters=2)
+    for key, value in full.items():
+        for place, inner in value.items() if isinstance(value, dict) else ():
+            report = {**full, key: {**value, place: None}}
+            assert "Undefined" not in Page(report_page.render(report)).text(), (key, place)
+            if isinstance(inner, dict):
+                for deep in inner:
+                    report_page.render({**full, key: {**value, place: {**inner, deep: None}}})
+    for cell in ("eligible", "cut_ifd", "median_ifd", "exemplars"):
+        report_page.render({**full, "clusters": [{**full["clusters"][0], cell: None}]})
+
+
+def test_numbers_that_are_not_finite_are_gaps() -> None:
+    """JSON.parse refuses NaN: one diverged step would leave the page without any chart."""
+    report = make_report()
+    report["training"]["loss"][3] = float("nan")
+    report["medians"]["ifd"]["selected"] = float("inf")
+    assert Page(report_page.render(report)).charts()["training"]["data"][0]["y"][3] is None
+
+
+def test_sentence_carries_the_numbers() -> None:
+    """The one sentence that everybody reads; a wrong or missing number here is the report's worst mistake."""
+    text = Page(report_page.render(make_report())).text()
+    assert "Of 3,075 rows read, 3,000 became samples; 2,990 could be scored; " in text
+    assert "were kept (in each cluster the 40 % with the highest IFD below 1); " in text
+    assert "99.8 % full; training took the held-out loss from 0.610 to 0.540 nats per token." in text
+    assert "changed by \u22120.120 ± 0.010 nats per token" in text and "more than two standard errors" in text
+
+
+def test_unknown_strategy_and_reason_are_shown_by_name() -> None:
+    """New strategies come before their words do."""
+    report = make_report() | {"strategy": "by_moon"}
+    report["flow"][1]["reasons"] = {"out_of_luck": 60}
+    text = Page(report_page.render(report)).text()
+    assert "by_moon" in text and "out_of_luck" in text
+
+
+def test_waterfall_is_drawn_where_the_rows_are() -> None:
+    """Worked by hand: 10 rows, 3 and 1 leave, 6 stay; a bar at the wrong place tells a wrong story."""
+    chart = report_page.flow_chart([{"stage": "clean", "rows_in": 10, "rows_out": 6, "reasons": {"b": 1, "a": 3}}])
+    stays, leaves = chart["data"]
+    assert (list(stays["x"]), list(stays["y"])) == ([10, 6], ["rows read", "after clean"])
+    assert (list(leaves["y"]), list(leaves["x"]), list(leaves["base"])) == (["clean: a", "clean: b"], [3, 1], [7, 6])
+    assert list(leaves["text"]) == ["\u22123 (30.0\u00a0%)", "\u22121 (10.0\u00a0%)"]
+
+
+def test_histogram_axis_follows_its_edges() -> None:
+    """Log-spaced bars on a linear axis are invisible slivers; a first edge of 0 has no place on a log axis."""
+    even = report_page.histogram_chart({"edges": [0, 1, 2], "all": [5, 1], "selected": None}, "x", [])
+    assert "type" not in even["layout"]["xaxis"] and even["data"][0]["x"] == [0, 1]
+    uneven = report_page.histogram_chart({"edges": [0, 2, 20, 200], "all": [5, 1, 2], "selected": [1, 0, 2]}, "x", [])
+    assert uneven["layout"]["xaxis"]["type"] == "log"
+    assert uneven["data"][0]["x"] == [1, 2, 20] and uneven["data"][0]["width"] == [1, 18, 180]
+    assert uneven["data"][0]["hovertext"][2] == "20 to 200<br>all: 2<br>kept: 2"
+
+
+def test_map_holds_every_point_once() -> None:
+    """Kept and dropped are separate traces of a cluster: a point lost or doubled would bend the picture."""
+    points = make_report(num_clusters=23)["map"]
+    data = report_page.map_chart(points)["data"]
+    assert sum(len(trace["x"]) for trace in data) == 2000
+    shown = [trace["name"] for trace in data if trace["showlegend"]]
+    assert len(shown) == len(set(shown)) == 23
+    looks = {trace["name"]: (trace["marker"]["color"], trace["marker"]["symbol"]) for trace in data[-23:]}
+    assert len(set(looks.values())) == 23
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0, "0"), (0.0312, "0.0312"), (3.14159, "3.14"), (100, "100"), (1234.5, "1,234"), (None, "\u2013")],
+)
+def test_short_numbers(value: float | None, text: str) -> None:
+    """Trailing zeros of 100 are not decimals to strip."""
+    assert report_page.short(value) == text
+
+
+def test_seconds_and_sizes_read_well() -> None:
+    """Nobody reads 7,260 s; bytes are decimal, as storage is billed."""
+    assert [report_page.seconds(s) for s in (3.14, 90, 7260)] == ["3.1 s", "1.5 min", "2 h 01 min"]
+    assert [report_page.size(b) for b in (0, 999, 123456, 2.5e12)] == ["0 B", "999 B", "123 kB", "2.5 TB"]
