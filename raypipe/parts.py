@@ -18,6 +18,7 @@ import json
 import logging
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import reduce
@@ -29,6 +30,7 @@ import pyarrow.compute as pc
 import ray
 import ray.data
 from ray.exceptions import RayTaskError
+from ray.util.annotations import RayDeprecationWarning
 from tqdm import tqdm
 
 from raypipe.config import Pool
@@ -303,7 +305,11 @@ class _Shard:
 
 
 def _quiet_ray_data() -> None:
-    """A dataset copies its settings when it is made. Without max_errored_blocks=0 a part that raises could be skipped."""
+    """A dataset copies its settings when it is made. Without max_errored_blocks=0 a part that raises could be skipped.
+
+    Retries have no named parameter yet (Ray 2.60), and Ray warns of the only way to bound them.
+    """
+    warnings.filterwarnings("ignore", category=RayDeprecationWarning)
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = context.print_on_execution_start = False
     context.max_errored_blocks = 0

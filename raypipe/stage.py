@@ -30,6 +30,7 @@ from raypipe.store import Folder
 
 log = logging.getLogger("raypipe")
 FOOTER, PART = b"raypipe", b"part"
+HELD_OUT_PACKS = "_held_out"  # folder beside pack's parts that train evaluates on
 
 
 @dataclass(frozen=True)

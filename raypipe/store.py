@@ -85,6 +85,7 @@ _REMEDY = {
     errno.EROFS: "The file system is read-only: choose another storage.root",
     errno.ENOSPC: "The disk is full: free space and run again, committed parts are kept",
     errno.ENOTDIR: "A part of this path is a file, wanted a folder: choose another storage.root",
+    errno.EEXIST: "A file stands where a folder is wanted: choose another storage.root",
     errno.ENOENT: "It is not there. Was it removed while a run used it?",
 }
 

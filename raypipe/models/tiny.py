@@ -1,10 +1,12 @@
 """A tiny causal language model, trained from nothing on the samples at hand: for demos and tests only.
 
 A machine without a model hub still has to show the whole chain, with scores that mean something: a random model gives
-every response the same IFD, this one has learned what code looks like and to copy names out of the instruction.
-Qwen2, because grouped queries and tied embeddings are what the real models have, and vLLM and transformers both load
-it. Prompt and response are tokenised apart and then concatenated, as the scorer does.
-Cost with the defaults: under 40 CPU seconds, about 1 M parameters, 5 MB on disk.
+every response the same IFD, this one has learned what code looks like and a little of how an instruction announces its
+answer: IFD runs from 0.75 to 1.1, and is 1 or more for some 7 % of matching and 25 % of mismatched answers. Qwen2,
+because grouped queries and tied embeddings are what real models have, and vLLM and transformers both load it. Prompt
+and response are tokenised apart and then concatenated, as the scorer does.
+Cost with the defaults, whatever the number of samples: 25 CPU seconds on one core (OMP_NUM_THREADS=1; two threads that
+compete with other processes for two cores burn ten times that in waiting), 0.66 M parameters, 3 MB on disk.
 """
 
 from __future__ import annotations
@@ -31,12 +33,12 @@ def train_tiny_model(
     out: Path,
     *,
     template: str,
-    vocab_size: int = 4096,
+    vocab_size: int = 2048,
     hidden_size: int = 128,
-    num_layers: int = 4,
-    steps: int = 250,
-    batch_tokens: int = 4096,
-    max_length: int = 512,
+    num_layers: int = 2,
+    steps: int = 350,
+    batch_tokens: int = 1024,
+    max_length: int = 256,
     seed: int = 0,
 ) -> dict[str, float]:
     """Write a model and its tokenizer to the folder `out`, as `from_pretrained` reads them. Same seed, same weights.
@@ -65,7 +67,7 @@ def train_tiny_model(
 
 
 def _train_tokenizer(texts: Sequence[str], vocab_size: int) -> PreTrainedTokenizerFast:
-    """Byte-level BPE with Qwen2's own splitting, because AutoTokenizer puts that in place of any other in a Qwen2 folder."""
+    """Byte-level BPE with Qwen2's own splitting: AutoTokenizer puts that in place of any other in a Qwen2 folder."""
     bpe = Qwen2Tokenizer().backend_tokenizer
     bpe.train_from_iterator(
         texts,
@@ -101,6 +103,7 @@ def _model_config(vocab_size: int, hidden_size: int, num_layers: int) -> Qwen2Co
         num_key_value_heads=heads // 2,
         max_position_embeddings=4096,
         tie_word_embeddings=True,
+        initializer_range=0.05,
         bos_token_id=None,
         eos_token_id=0,
         pad_token_id=0,

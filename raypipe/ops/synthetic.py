@@ -21,19 +21,12 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 
 from raypipe.ops import synthetic_tasks as tasks
-from raypipe.ops.synthetic_tasks import FAMILIES, Family, to_format
+from raypipe.ops.synthetic_tasks import FAMILIES, Family, to_format, words
 
 CHUNK_SAMPLES = 1000
 CHARS_PER_TOKEN = 3.2
-MALFORMED_KINDS = (
-    "not_json",
-    "truncated_json",
-    "missing_response",
-    "empty_response",
-    "blank_response",
-    "null_response",
-    "json_array",
-    "number_instruction",
+MALFORMED_KINDS = words(
+    "not_json truncated_json missing_response empty_response blank_response null_response json_array number_instruction"
 )
 _SHARES = {"near_duplicates": 0.03, "mismatched": 0.04, "exact_duplicates": 0.02, "malformed": 0.005}
 
@@ -143,43 +136,30 @@ def _sample(draw: Draw, name: int, target_chars: float, *, mismatched: bool) -> 
 
 
 def _holes(draw: Draw, family: Family, name: int) -> dict[str, str]:
-    words = []
+    name_words = []
     for choices in tasks.NAME_WORDS:
         name, digit = divmod(name, len(choices))
-        words.append(choices[digit])
-    item, other = words[2], _pick(draw, tasks.NOUNS)
-    holes = _constants(draw) | {
-        "NAME": _cased(words, family),
-        "ITEM": item,
-        "ITEMS": item + "s",
-        "CLASS": item.capitalize(),
-        "OTHER": other,
-        "OTHERS": other + "s",
-        "FIELD": _pick(draw, tasks.FIELDS),
-        "LABEL": _pick(draw, tasks.LABELS),
-        "OUT": _pick(draw, tasks.VARIABLES),
-        "UNIT": family.unit,
-    }
+        name_words.append(choices[digit])
+    item, other = name_words[2], _pick(draw, tasks.NOUNS)
+    holes = _constants(draw) | {"NAME": _cased(name_words, family), "UNIT": family.unit, "CLASS": item.capitalize()}
+    holes |= {"ITEM": item, "ITEMS": item + "s", "OTHER": other, "OTHERS": other + "s"}
+    holes |= {"FIELD": _pick(draw, tasks.FIELDS), "LABEL": _pick(draw, tasks.LABELS)}
+    holes |= {"OUT": _pick(draw, tasks.VARIABLES)}
     return holes | {"ASK": _pick(draw, family.asks) % holes}
 
 
 def _constants(draw: Draw) -> dict[str, str]:
-    return {
-        "NUM": str(2 + draw() % 29),
-        "BIG": str(50 + draw() % 9950),
-        "DEC": f"0.{1 + draw() % 99:02d}",
-        "WORD": _pick(draw, tasks.WORDS),
-        "CITY": _pick(draw, tasks.CITIES),
-    }
+    numbers = {"NUM": str(2 + draw() % 29), "BIG": str(50 + draw() % 9950), "DEC": f"0.{1 + draw() % 99:02d}"}
+    return numbers | {"WORD": _pick(draw, tasks.WORDS), "CITY": _pick(draw, tasks.CITIES)}
 
 
-def _cased(words: list[str], family: Family) -> str:
+def _cased(parts: list[str], family: Family) -> str:
     """snake_case, camelCase or PascalCase, as the language and the kind of thing want it."""
     if family.language == "go" or family.unit.endswith(("class", "component")):
-        return "".join(word.capitalize() for word in words)
+        return "".join(word.capitalize() for word in parts)
     if family.language in ("javascript", "typescript", "java"):
-        return words[0] + "".join(word.capitalize() for word in words[1:])
-    return "_".join(words)
+        return parts[0] + "".join(word.capitalize() for word in parts[1:])
+    return "_".join(parts)
 
 
 def _response(draw: Draw, family: Family, holes: dict[str, str], target_chars: float) -> str:

@@ -9,24 +9,12 @@ The four lists of `NAME_WORDS` make names; nouns begin with a consonant and take
 import re
 from typing import NamedTuple
 
-HOLES = (
-    "NAME",
-    "ITEMS",
-    "ITEM",
-    "CLASS",
-    "OTHERS",
-    "OTHER",
-    "FIELD",
-    "LABEL",
-    "OUT",
-    "WORD",
-    "CITY",
-    "NUM",
-    "BIG",
-    "DEC",
-    "ASK",
-    "UNIT",
-)
+
+def words(text: str) -> tuple[str, ...]:
+    return tuple(text.split())
+
+
+HOLES = words("NAME ITEMS ITEM CLASS OTHERS OTHER FIELD LABEL OUT WORD CITY NUM BIG DEC ASK UNIT")
 
 
 class Family(NamedTuple):
@@ -47,10 +35,6 @@ def _family(block: str) -> Family:
     name, unit = header.split(" | ")
     ways = tuple(to_format(ask) for ask in asks.removeprefix("? ").split(" | "))
     return Family(name, unit.split()[0].lower(), unit, ways, to_format(code))
-
-
-def _words(text: str) -> tuple[str, ...]:
-    return tuple(text.split())
 
 
 _FAMILIES = r"""
@@ -289,28 +273,28 @@ jobs:
 
 FAMILIES = tuple(_family(block) for block in _FAMILIES.split("\n== ")[1:])
 
-VERBS = _words("""get make build compute handle process prepare collect update create check resolve extract derive
+VERBS = words("""get make build compute handle process prepare collect update create check resolve extract derive
  convert apply run serve produce assemble gather manage review inspect refresh track supply render scan trace measure
  plan report sync export import index queue publish fetch store merge verify adjust record dispatch replay reduce
  expand combine""")
-ADJECTIVES = _words("""active annual basic billed blocked bulk cached cheap closed common complete current daily
+ADJECTIVES = words("""active annual basic billed blocked bulk cached cheap closed common complete current daily
  delayed direct double draft early empty expired external final first fixed foreign frequent full global grouped
  hidden hourly internal joint large late latest legacy local manual merged minor mobile monthly nested new open paid
  partial pending prior private public raw recent regular remote rented shared signed simple single small sorted stale
  total""")
-NOUNS = _words("""ticket receipt customer product sensor book movie player vehicle flight room patient student course
+NOUNS = words("""ticket receipt customer product sensor book movie player vehicle flight room patient student course
  lesson recipe song playlist photo message comment review coupon payment refund shipment parcel supplier warehouse
  machine robot motor server container cluster job session token device printer camera garden plant tree river bridge
  station train tram driver passenger hotel guest booking table menu soup wine farm field market broker loan permit
  claim journal paper telescope planet""")
-TAILS = _words("""rows list table report batch set page view group feed queue stack index cache map pool log file
+TAILS = words("""rows list table report batch set page view group feed queue stack index cache map pool log file
  stream block range chart card panel form history archive summary total budget quota rate limit plan label key state
  status event rule filter window bucket slice shard record entry cell chunk frame packet snapshot draft version
  backup""")
 NAME_WORDS = (VERBS, ADJECTIVES, NOUNS, TAILS)
-WORDS = _words("active pending north urgent gold retail weekly blue legacy premium spare solar rapid amber quiet")
+WORDS = words("active pending north urgent gold retail weekly blue legacy premium spare solar rapid amber quiet")
 CITIES = ("Zürich", "São Paulo", "Kraków", "Leeds", "Osaka", "Lyon", "Porto", "Malmö", "Austin", "Ghent")
-FIELDS = _words("""price weight score amount duration age rating distance quantity cost volume height speed balance
+FIELDS = words("""price weight score amount duration age rating distance quantity cost volume height speed balance
  priority depth margin discount""")
-LABELS = _words("status region category owner country color team brand channel currency grade zone origin")
-VARIABLES = _words("result found chosen collected selected values output answer kept matches")
+LABELS = words("status region category owner country color team brand channel currency grade zone origin")
+VARIABLES = words("result found chosen collected selected values output answer kept matches")

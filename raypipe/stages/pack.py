@@ -26,7 +26,7 @@ from raypipe.ops.packing import best_fit, group_parts, padding_share
 from raypipe.ops.selection import HELD_OUT, SELECTED
 from raypipe.ops.tokens import prompt_ids, text_ids, training_sequence
 from raypipe.parts import map_items
-from raypipe.stage import Inputs, Result, encode_part
+from raypipe.stage import HELD_OUT_PACKS, Inputs, Result, encode_part
 from raypipe.store import Folder
 
 GROUP_SAMPLES = 10_000
@@ -40,7 +40,6 @@ SCHEMA = pa.schema(
         ("cluster_ids", pa.list_(pa.int32())),
     ]
 )
-HELD_OUT_FOLDER = "_held_out"
 
 
 def run(config: Config, inputs: Inputs, out: Folder) -> Result:
@@ -79,7 +78,7 @@ def pack_group(group: tuple[int, Sequence[str]], *, config: Config, inputs: Inpu
     samples = pa.concat_tables([_samples(inputs, part) for part in parts])
     tokenizer = load_tokenizer(config.model)
     held_out, held_out_counts = _packed(samples, HELD_OUT, tokenizer, config)
-    (out / HELD_OUT_FOLDER).put(part_name(place), encode_part(held_out, counts=held_out_counts, seconds=0, inputs={}))
+    (out / HELD_OUT_PACKS).put(part_name(place), encode_part(held_out, counts=held_out_counts, seconds=0, inputs={}))
     table, counts = _packed(samples, SELECTED, tokenizer, config)
     out.put(
         part_name(place),

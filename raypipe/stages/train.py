@@ -27,8 +27,7 @@ from raypipe.errors import ConfigError, Stopped
 from raypipe.models.trainer import Pack, Settings, train
 from raypipe.ops.steps import Step, plan_steps
 from raypipe.parts import ACTOR_CPUS
-from raypipe.stage import Inputs, Result, Table
-from raypipe.stages.pack import HELD_OUT_FOLDER
+from raypipe.stage import HELD_OUT_PACKS, Inputs, Result, Table
 from raypipe.store import Folder
 
 log = logging.getLogger("raypipe")
@@ -133,7 +132,7 @@ def _worker(job: dict[str, Any]) -> None:
     each = max(1, config.resources.train.micro_batch_tokens // config.pack.max_length)
     rule = config.train
     settings = Settings(config.model, rule.dtype, rule.learning_rate, rule.warmup_steps, each, rule.checkpoint_every_s)
-    held_out = PackReader(packs.folder / HELD_OUT_FOLDER, packs.parts)
+    held_out = PackReader(packs.folder / HELD_OUT_PACKS, packs.parts)
     train(settings, PackReader(packs.folder, packs.parts), held_out, training_plan(config, packs), Path(out.path))
 
 

@@ -1,0 +1,77 @@
+"""Shared models and lakes, and the suite's own accounts: every skip with its reason, minutes by marker.
+
+A skip is allowed for two reasons only: no GPU, or no ../shared. Anything else that is skipped fails the run.
+"""
+
+import os
+import time
+from collections import defaultdict
+from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # two threads on a busy machine cost three times the CPU
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+
+import pytest
+
+SHARED = Path(__file__).resolve().parents[2] / "shared"
+ALLOWED_SKIPS = ("no GPU", "no ../shared")
+_skips: list[tuple[str, str]] = []
+_seconds: dict[str, float] = defaultdict(float)
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The real data beside the project; tests that use it are skipped, loudly, where it is not."""
+    if not SHARED.is_dir():
+        pytest.skip("no ../shared")
+    return SHARED
+
+
+@pytest.fixture(scope="session")
+def random_model(tmp_path_factory) -> Path:
+    """A Qwen2 of random weights from a fixed seed, with a tokenizer without BOS."""
+    from tests.lakes import save_random_model
+
+    return save_random_model(tmp_path_factory.mktemp("models") / "qwen2", "qwen2", bos=False)
+
+
+@pytest.fixture(scope="session")
+def embedder(tmp_path_factory) -> Path:
+    from raypipe.demo import link_embedder
+
+    link_embedder(link := tmp_path_factory.mktemp("models") / "all-MiniLM-L6-v2")
+    return link
+
+
+@pytest.fixture(scope="session")
+def ray_here():
+    """One Ray on this machine for all tests of a session that need one in process."""
+    from raypipe.pipeline import ray_session
+
+    with ray_session():
+        yield
+
+
+def pytest_runtest_logreport(report):
+    if report.skipped:
+        reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
+        _skips.append((report.nodeid, reason.removeprefix("Skipped: ")))
+    _seconds["slow" if "slow" in report.keywords else "unmarked"] += report.duration
+
+
+def pytest_sessionfinish(session, exitstatus):
+    if exitstatus == 0 and any(not reason.startswith(ALLOWED_SKIPS) for _, reason in _skips):
+        session.exitstatus = 1
+
+
+def pytest_terminal_summary(terminalreporter):
+    terminalreporter.section("skips and minutes")
+    for test, reason in _skips:
+        verdict = "allowed" if reason.startswith(ALLOWED_SKIPS) else "NOT ALLOWED: the run fails"
+        terminalreporter.write_line(f"skipped {test}: {reason} ({verdict})")
+    if not _skips:
+        terminalreporter.write_line("nothing skipped")
+    for marker, seconds in sorted(_seconds.items()):
+        terminalreporter.write_line(f"{marker}: {seconds / 60:.1f} minutes")
+    terminalreporter.write_line(time.strftime("finished %Y-%m-%d %H:%M:%S"))

@@ -1,0 +1,124 @@
+import pathlib
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from raypipe.config import all_keys, canonical_json, load_config, Config
+from raypipe.errors import ConfigError
+
+MINIMAL = """
+name: test
+model: models/x
+ingest: {paths: [lake]}
+embed: {model: models/e}
+storage: {root: root}
+"""
+
+
+@pytest.fixture
+def load(tmp_path):
+    def load(text=MINIMAL, *overrides):
+        (tmp_path / "c.yaml").write_text(text)
+        return load_config(tmp_path / "c.yaml", list(overrides))
+
+    return load
+
+
+def test_a_small_run_needs_five_keys(load):
+    config = load()
+    assert config.cluster.num_clusters == 10 and config.select.keep_fraction == 0.4
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("select.keep_fracton=0.2", "select.keep_fracton: unknown key. Did you mean select.keep_fraction?"),
+        ("sellect.keep_fraction=0.2", "sellect: unknown key. Did you mean select?"),
+        ("keep_fraction=0.2", "keep_fraction: unknown key. Did you mean select.keep_fraction?"),
+        ("select.keep_fraction=2", "select.keep_fraction: Input should be less than or equal to 1, got 2"),
+        ("cluster.num_clusters='10'", 'cluster.num_clusters: Input should be a valid integer, got "10"'),
+        ("select.strategy=best", "'paper', 'random'"),
+        ("template=hello", "{instruction}"),
+        ("resources.embed.actors=[3, 1]", "[min, max] expected, got [3, 1]"),
+        ("storage.root=gs://bucket/x", "gs://"),
+        ("name=a/b", "name"),
+        ("seed", "wanted section.key=value"),
+        ("seed=[", "not valid YAML"),
+    ],
+)
+def test_faults_name_key_and_remedy(load, override, said):
+    """An unknown key that is taken for nothing costs a GPU-day; its message must say what was meant."""
+    with pytest.raises(ConfigError) as error:
+        load(MINIMAL, override)
+    assert said in str(error.value)
+
+
+def test_all_faults_at_once(load):
+    with pytest.raises(ConfigError) as error:
+        load("name: x\nembed: {}\ningest: {paths: []}")
+    assert all(key in str(error.value) for key in ("model", "embed.model", "ingest.paths", "storage"))
+
+
+@pytest.mark.parametrize(("text", "said"), [("a: 1\na: 2", "twice"), ("- a", "wanted a mapping"), ("a: [", "not valid YAML")])
+def test_not_a_config(load, text, said):
+    with pytest.raises(ConfigError, match=said):
+        load(text)
+
+
+def test_missing_file():
+    with pytest.raises(ConfigError, match=r"nowhere\.yaml.*cannot be read"):
+        load_config("nowhere.yaml")
+
+
+@pytest.mark.parametrize("number", ["5e-5", "5.0e-5", "0.00005", "5.E-5"])
+def test_numbers_as_people_write_them(load, number):
+    """PyYAML reads 5e-5 as a string."""
+    assert load(MINIMAL, f"train.learning_rate={number}").train.learning_rate == 5e-5
+
+
+def test_override_replaces_a_list_whole(load):
+    assert load(MINIMAL, "ingest.paths=[a, b]").ingest.paths == (f"{pathlib.Path('a').absolute()}", f"{pathlib.Path('b').absolute()}")
+
+
+def test_paths_are_absolute_and_models_may_be_hub_ids(load):
+    """Actors run in other working directories."""
+    config = load()
+    assert config.storage.root.startswith("/") and config.model == "models/x"
+
+
+def test_every_shipped_config_is_valid():
+    """A config that ships broken is the first thing a new user meets."""
+    configs = sorted((pathlib.Path(__file__).parents[1] / "jobs" / "configs").glob("*.yaml"))
+    assert configs
+    for path in configs:
+        assert load_config(path).name == path.stem
+
+
+def test_every_key_has_its_own_leaf_path():
+    keys = all_keys(Config)
+    assert len(keys) == len(set(keys)) and "resources.score.max_batch_tokens" in keys
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers(-9, 9) | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=3),
+    lambda child: st.lists(child, max_size=3) | st.dictionaries(st.text(max_size=3), child, max_size=3),
+    max_leaves=8,
+)
+
+
+@given(JSON)
+def test_canonical_json_does_not_know_the_order_of_keys(value):
+    def backwards(item):
+        if isinstance(item, dict):
+            return {key: backwards(item[key]) for key in reversed(item)}
+        return [backwards(child) for child in item] if isinstance(item, list) else item
+
+    assert canonical_json(backwards(value)) == canonical_json(value)
+
+
+@pytest.mark.parametrize("value", [{1: "a"}, {"a": {1, 2}}, [float("nan")], object()])
+def test_unstable_values_are_refused(value):
+    """A recipe of an object's address would never be found again."""
+    with pytest.raises(ConfigError, match="recipe"):
+        canonical_json(value)

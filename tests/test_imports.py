@@ -1,0 +1,68 @@
+"""Imports point one way, and what must answer at once loads nothing heavy."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "raypipe"
+HEAVY = ("ray", "torch", "transformers", "vllm", "pandas", "sentence_transformers", "sklearn")
+MAY_IMPORT = {  # of raypipe, beside itself; a module that is not here may import what it likes
+    "errors": set(),
+    "store": {"errors"},
+    "config": {"errors"},
+    "lake": {"config", "errors"},
+    "identity": {"errors", "store"},
+    "stage": {"config", "errors", "identity", "lake", "ops", "store"},
+    "parts": {"config", "errors", "stage", "store"},
+    "ops": {"config"},
+    "models": {"errors", "ops"},
+    "stages": {"config", "errors", "identity", "lake", "models", "ops", "parts", "stage", "store"},
+    "pipeline": {"config", "errors", "identity", "lake", "stage", "store"},
+}
+
+
+def imported(path: Path) -> set[str]:
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            names |= {node.module} if node.module != "raypipe" else {f"raypipe.{alias.name}" for alias in node.names}
+        elif isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+    return names
+
+
+@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_layers(path):
+    """A back edge makes what could be tested without Ray need Ray."""
+    layer = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+    ours = {name.split(".")[1] for name in imported(path) if name.startswith("raypipe.")}
+    if layer in MAY_IMPORT:
+        assert ours - {layer} <= MAY_IMPORT[layer]
+    if layer in ("ops", "models", "store", "stage", "config", "lake", "errors"):
+        assert not any(name.split(".")[0] == "ray" for name in imported(path)), "knows Ray"
+
+
+def test_no_stage_imports_another():
+    """Each stage is deepened alone; what two need is in ops or stage."""
+    for path in (PACKAGE / "stages").glob("*.py"):
+        stages = {name for name in imported(path) if name.startswith("raypipe.stages.")}
+        assert not stages, path.name
+
+
+@pytest.mark.parametrize("module", ["raypipe", "raypipe.cli", "raypipe.pipeline", "raypipe.screen"])
+def test_light_imports(module):
+    """A finished run, `plan` and `status` answer in a second or two; importing torch alone takes longer."""
+    code = f"import {module}, sys; print([name for name in {HEAVY!r} if name in sys.modules])"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "[]"
+    assert found.stderr == ""
+
+
+@pytest.mark.parametrize("path", sorted((PACKAGE / "ops").glob("*.py")) + sorted((PACKAGE / "models").glob("*.py")), ids=lambda path: path.stem)
+def test_ops_and_models_need_no_ray(path):
+    """They run on bare GPU machines."""
+    code = f"import raypipe.{path.parent.name}.{path.stem}, sys; sys.exit('ray' in sys.modules)".replace(".__init__", "")
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0
