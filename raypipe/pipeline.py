@@ -13,9 +13,7 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
-
-import pyarrow.dataset as ds
+from typing import TYPE_CHECKING, Any
 
 from raypipe.config import Config
 from raypipe.errors import ConfigError
@@ -23,6 +21,9 @@ from raypipe.identity import model_identity, resolved_backend
 from raypipe.lake import Lake, list_lake
 from raypipe.stage import Inputs, Stage, Table, folder_name, manifest_name, open_table, read_manifest, recipe, run_stage
 from raypipe.store import Folder
+
+if TYPE_CHECKING:
+    from pyarrow.dataset import Dataset
 
 log = logging.getLogger("raypipe")
 
@@ -139,8 +140,10 @@ def plan_again(planned: Plan) -> Plan:
     return Plan(planned.config, planned.lake, stages)
 
 
-def read(root: str, stage: str, run: str | None = None) -> ds.Dataset:
+def read(root: str, stage: str, run: str | None = None) -> Dataset:
     """A stage's parts as a pyarrow dataset; `run` is needed where several runs share the root."""
+    import pyarrow.dataset as ds  # here, because it loads pandas
+
     runs = recorded_runs(Folder(os.path.abspath(root)))
     if not runs or (run is None and len(runs) > 1) or (run is not None and run not in runs):
         raise ConfigError(f"{root}: got run {run!r}, wanted one of {sorted(runs)}. Pass run=NAME")

@@ -39,7 +39,6 @@ class Sample(NamedTuple):
     response: str
     family: str
     language: str
-    variable: str
 
 
 def num_chunks(num_samples: int) -> int:
@@ -132,7 +131,7 @@ def _sample(draw: Draw, name: int, target_chars: float, *, mismatched: bool) -> 
         answered = _pick(draw, [other for other in FAMILIES if other is not family])
         holes = _holes(draw, answered, draw() % NUM_NAMES)
     response = _response(draw, answered, holes, target_chars)
-    return Sample(instruction, response, family.name, answered.language, holes["OUT"])
+    return Sample(instruction, response, family.name, answered.language)
 
 
 def _holes(draw: Draw, family: Family, name: int) -> dict[str, str]:
@@ -196,7 +195,7 @@ def _edited(sample: Sample, turn: int) -> Sample:
     if turn % 3 == 0:
         instruction = _SYNONYM.sub(lambda found: _SYNONYMS[found.group()], instruction, count=1)
     elif turn % 3 == 1:
-        response = re.sub(rf"\b{sample.variable}\b", f"{sample.variable}_new", response)
+        response = _VARIABLE.sub(r"\1_new", response)
     else:
         response = response.replace("\n", "\n\n", 1)
     if (instruction, response) == (sample.instruction, sample.response):
@@ -205,15 +204,14 @@ def _edited(sample: Sample, turn: int) -> Sample:
 
 
 def _line(sample: Sample) -> bytes:
-    row = dict(zip(sample._fields[:-1], sample[:-1], strict=True))
-    return json.dumps(row, ensure_ascii=False).encode() + b"\n"
+    return json.dumps(sample._asdict(), ensure_ascii=False).encode() + b"\n"
 
 
 def _malformed(sample: Sample, turn: int) -> bytes:
     """A row that must never become a sample, of the kind whose turn it is."""
     kind, row = MALFORMED_KINDS[turn % len(MALFORMED_KINDS)], {"instruction": sample.instruction}
     whole = json.dumps(row | {"response": sample.response})
-    texts = {"not_json": f"### {sample.variable}: this is not JSON", "truncated_json": whole[: len(whole) // 2]}
+    texts = {"not_json": f"### {sample.family}: this is not JSON", "truncated_json": whole[: len(whole) // 2]}
     rows: dict[str, object] = {
         "missing_response": row,
         "empty_response": row | {"response": ""},
@@ -234,6 +232,7 @@ _SIGNATURE = re.compile(r"^(?:class \w+.*|(?:async )?def \w+\((\w*).*):$", re.MU
 _COMMENTS = {"html": "<!-- {} -->", "sql": "-- {}"} | dict.fromkeys(("python", "bash", "dockerfile", "yaml"), "# {}")
 _SYNONYMS = {"Write": "Create", "Implement": "Code", "need": "want", "which": "that", "that": "which"}
 _SYNONYM = re.compile(rf"\b({'|'.join(_SYNONYMS)})\b")
+_VARIABLE = re.compile(rf"\b({'|'.join(tasks.VARIABLES)})\b")
 _FRAMES = to_format("""Write a UNIT called NAME that ASK.
 Implement NAME, a UNIT that ASK.
 I need a UNIT that ASK. Please call it NAME.
@@ -242,17 +241,12 @@ How would you write a UNIT which ASK? Its name is NAME.
 Given ITEMS with the fields FIELD and LABEL, write NAME, a UNIT that ASK.
 You maintain the ITEM service of a shop in CITY. Write NAME for it: a UNIT that ASK.
 Our team in CITY works with ITEMS and OTHERS, and we need help. The task is a UNIT, NAME, that ASK.""").split("\n")
-_SHORT_ENDINGS = [to_format(ending) for ending in ("", "", " Keep it short.", " One small piece of code is enough.")]
-_LONG_ENDINGS = [
-    to_format(ending)
-    for ending in (
-        "",
-        " Include tests and examples.",
-        " Add helpers, checks of the ITEMS and an explanation.",
-        " Explain what happens to a FIELD of more than BIG.",
-    )
-]
-_PIECES = r"""
+_SHORT_ENDINGS = ["", "", " Keep it short.", " One small piece of code is enough."]
+_LONG_ENDINGS = to_format("""
+ Include tests and examples.
+ Add helpers, checks of the ITEMS and an explanation.
+ Explain what happens to a FIELD of more than BIG.""").split("\n")
+_PIECES = to_format(r"""
 == python
 def load_ITEMS(path):
     with open(path, encoding="utf-8") as handle:
@@ -263,8 +257,8 @@ def test_NAME_NUM():
     assert NAME(ITEMS) != NAME(ITEMS[:1]), "FIELD must make a difference"
 
 def is_valid_ITEM(ITEM):
-    if ITEM.get("LABEL") not in ("WORD", "CITY"):
-        raise ValueError(f"LABEL of a ITEM is {ITEM.get('LABEL')!r}, expected WORD")
+    if ITEM["LABEL"] not in ("WORD", "CITY"):
+        raise ValueError(f"LABEL of a ITEM is {ITEM['LABEL']!r}, expected WORD")
     return 0 <= ITEM["FIELD"] <= BIG
 
 def scale_FIELD_NUM(ITEMS, factor=DEC):
@@ -305,16 +299,13 @@ static void test_NUM(void) { assert(BIG > NUM && strcmp("WORD", "CITY") != 0); }
 ENV ITEM_FIELD_NUM=BIG ITEM_LABEL=WORD
 == yaml
   WORD-NUM: {runs-on: ubuntu-latest, needs: test, steps: [{run: "ITEM-tools --FIELD BIG --LABEL WORD"}]}
-"""
-_NOTES = """NAME visits each ITEM once, so that its cost is linear in their number: about BIG ms for NUM million.
+""")
+_NOTES = to_format("""NAME visits each ITEM once, so that its cost is linear in their number: about BIG ms for NUM million.
 FIELD is taken to be a number, LABEL a short text such as WORD; anything else is an error of the caller.
 With no ITEMS at all the answer is empty rather than an error, because the team in CITY asks for that.
 Values of BIG and more are rare: NUM in a thousand ITEMS, most of them from CITY.
-For example, one ITEM with FIELD = BIG and LABEL = WORD counts, and one with FIELD = DEC does not."""
+For example, one ITEM with FIELD = BIG and LABEL = WORD counts, and one with FIELD = DEC does not.""").split("\n")
 _POOLS = {
-    language: [
-        to_format(piece)
-        for piece in [*body.split("\n\n"), *map(_COMMENTS.get(language, "// {}").format, _NOTES.split("\n"))]
-    ]
-    for language, body in (block.strip("\n").split("\n", 1) for block in _PIECES.split("== ")[1:])
+    language: body.strip("\n").split("\n\n") + [_COMMENTS.get(language, "// {}").format(note) for note in _NOTES]
+    for language, _, body in (block.partition("\n") for block in _PIECES.split("\n== ")[1:])
 }

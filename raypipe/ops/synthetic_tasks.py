@@ -297,4 +297,4 @@ CITIES = ("Zürich", "São Paulo", "Kraków", "Leeds", "Osaka", "Lyon", "Porto",
 FIELDS = words("""price weight score amount duration age rating distance quantity cost volume height speed balance
  priority depth margin discount""")
 LABELS = words("status region category owner country color team brand channel currency grade zone origin")
-VARIABLES = words("result found chosen collected selected values output answer kept matches")
+VARIABLES = words("result found chosen collected selected output kept matches picked hits")
