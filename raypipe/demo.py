@@ -23,8 +23,11 @@ def make_models(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     link_embedder(folder / "all-MiniLM-L6-v2")
     if not (folder / "tiny").exists():
+        import torch
+
         from raypipe.models.tiny import train_tiny_model
 
+        torch.set_num_threads(1)  # the same weights everywhere, and no waiting for a busy core
         template = str(Config.model_fields["template"].default)
         figures = train_tiny_model(pretraining_samples(LAKE_CHUNKS), folder / "tiny", template=template)
         log.info("tiny model: %s", figures)

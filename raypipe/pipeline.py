@@ -171,7 +171,10 @@ def ray_session() -> Iterator[None]:
 
     address = os.environ.get("RAY_ADDRESS")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    local = {} if address else {"include_dashboard": False}
+    local: dict[str, Any] = {}
+    if not address:
+        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # its daemons write to this terminal
+        local = {"include_dashboard": False}
     ray.init(address=address or "local", log_to_driver=False, logging_level="ERROR", **local)
     try:
         yield

@@ -9,6 +9,7 @@ cache nor an attention mask can silently switch isolation off. Per-segment SDPA 
 from __future__ import annotations
 
 import inspect
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -16,7 +17,7 @@ from typing import Any
 
 import torch
 from torch.nn.functional import cross_entropy, scaled_dot_product_attention
-from transformers import AttentionInterface, AutoModelForCausalLM, AutoTokenizer
+from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from raypipe.errors import ConfigError
 from raypipe.ops.tokens import IGNORED
@@ -75,6 +76,11 @@ def load_tokenizer(model: str) -> Any:
             f"model: {model}: the tokenizer has no EOS token, wanted one to end a sample. Set eos_token in its tokenizer_config.json"
         )
     return tokenizer
+
+
+def max_positions(model: str) -> int:
+    """Longest sample that the model has positions for, in tokens."""
+    return int(getattr(AutoConfig.from_pretrained(model), "max_position_embeddings", None) or sys.maxsize)
 
 
 def packed_attention(

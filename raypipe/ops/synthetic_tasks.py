@@ -294,7 +294,7 @@ TAILS = words("""rows list table report batch set page view group feed queue sta
 NAME_WORDS = (VERBS, ADJECTIVES, NOUNS, TAILS)
 WORDS = words("active pending north urgent gold retail weekly blue legacy premium spare solar rapid amber quiet")
 CITIES = ("Zürich", "São Paulo", "Kraków", "Leeds", "Osaka", "Lyon", "Porto", "Malmö", "Austin", "Ghent")
-FIELDS = words("""price weight score amount duration age rating distance quantity cost volume height speed balance
- priority depth margin discount""")
-LABELS = words("status region category owner country color team brand channel currency grade zone origin")
+FIELDS = words("""price weight score amount duration age rating distance tax cost volume height speed balance
+ level depth margin discount""")
+LABELS = words("phase region genre owner market color team brand channel unit grade zone origin")
 VARIABLES = words("result found chosen collected selected output kept matches picked hits")

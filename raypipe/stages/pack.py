@@ -4,7 +4,7 @@ Groups of contiguous parts with at least 10,000 selected samples are packed apar
 work spreads; a short last group joins its neighbour.
 
 Columns: input_ids, labels (targets: response and EOS), sequence_lengths, sample_ids, cluster_ids; one row a pack. Held-out
-packs are in `_held_out/`. A sample longer than the window is dropped and counted as too_long.
+packs are in `_held_out/`. A sample longer than the window or the model's positions is dropped and counted as too_long.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 
 from raypipe.config import Config
 from raypipe.errors import DataError
-from raypipe.models.packed import load_tokenizer
+from raypipe.models.packed import load_tokenizer, max_positions
 from raypipe.ops.packing import best_fit, group_parts, padding_share
 from raypipe.ops.selection import HELD_OUT, SELECTED
 from raypipe.ops.tokens import prompt_ids, text_ids, training_sequence
@@ -99,7 +99,8 @@ def _packed(samples: pa.Table, reason: str, tokenizer: Any, config: Config) -> t
     prompts = prompt_ids(tokenizer, config.template, chosen.column("instruction").to_pylist())
     responses = text_ids(tokenizer, chosen.column("response").to_pylist())
     sequences = [training_sequence(p, r, tokenizer.eos_token_id) for p, r in zip(prompts, responses, strict=True)]
-    fitting = [n for n, (ids, _) in enumerate(sequences) if len(ids) <= config.pack.max_length]
+    longest = min(config.pack.max_length, max_positions(config.model))
+    fitting = [n for n, (ids, _) in enumerate(sequences) if len(ids) <= longest]
     ids, clusters = chosen.column("sample_id").to_pylist(), chosen.column("cluster_id").to_pylist()
     rows = []
     for places in best_fit([len(sequences[n][0]) for n in fitting], config.pack.max_length):

@@ -2,7 +2,7 @@
 
 Columns: sample_id, num_instruction_tokens and num_response_tokens (int32), nll_conditional and nll_unconditional (float64,
 sums in nats over the same response tokens), ifd (float64), status: clean's where that is not ok; empty_response (tokenising
-gave nothing), truncated (longer than score.max_length: not scored), non_finite, ok. Null where the status is not ok.
+gave nothing), truncated (longer than score.max_length or the model's positions: not scored), non_finite, ok. Null where the status is not ok.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from raypipe.config import Config
-from raypipe.models.packed import load_tokenizer
+from raypipe.models.packed import load_tokenizer, max_positions
 from raypipe.models.scorer import Scorer, make_scorer
 from raypipe.ops.ifd import ifd, scored_sequences
 from raypipe.ops.tokens import anchor_ids, prompt_ids, text_ids
@@ -34,7 +34,8 @@ def run(config: Config, inputs: Inputs, out: Folder) -> Result:
 
 class Score:
     def __init__(self, config: Config, scorer: Scorer | None = None) -> None:
-        self.template, self.max_length = config.score_template, config.score.max_length
+        self.template = config.score_template
+        self.max_length = min(config.score.max_length, max_positions(config.score_model))
         self.tokenizer = load_tokenizer(config.score_model)
         self.scorer = scorer or make_scorer(
             config.score.backend,

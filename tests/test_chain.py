@@ -1,0 +1,181 @@
+"""The whole chain by the command line on a small lake, and what a rerun of it costs."""
+
+import json
+import shutil
+
+import pyarrow.parquet as pq
+import pytest
+
+import raypipe as package
+from raypipe.ops.synthetic import chunk_lines, count_rows
+from tests.lakes import digests, manifest, raypipe, stage_folder, write_config, write_lake
+
+NUM_SAMPLES = 220
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, random_model, embedder):
+    """A finished run: (folder, config, its process)."""
+    folder = tmp_path_factory.mktemp("chain")
+    write_lake(folder / "lake", num_samples=NUM_SAMPLES)
+    config = write_config(folder / "test.yaml", model=random_model, embedder=embedder)
+    done = raypipe("run", config)
+    assert done.returncode == 0, done.stderr
+    return folder, config, done
+
+
+@pytest.fixture
+def copy(finished, tmp_path):
+    """The finished root under other hands; the lake stays where it was, as its paths are part of it."""
+    folder, config, _ = finished
+    shutil.copytree(folder / "root", tmp_path / "root")
+    return tmp_path / "root", (config, f"storage.root={tmp_path / 'root'}")
+
+
+def test_counts_are_those_that_synth_planted(finished):
+    """Every row is accounted for: in = out + dropped, by reason."""
+    root = finished[0] / "root"
+    truth = count_rows(NUM_SAMPLES)
+    ingest, clean, score, select = (manifest(root, stage)["counts"] for stage in ("ingest", "clean", "score", "select"))
+    assert sum(ingest.values()) == truth["rows"] and sum(ingest.values()) - ingest["ok"] == truth["malformed"]
+    assert clean == {"ok": truth["samples"], "duplicate": truth["exact_duplicates"]}
+    assert sum(score.values()) == sum(select.values()) == ingest["ok"]
+    assert manifest(root, "pack")["summary"]["samples"] == select["selected"] == manifest(root, "select")["summary"]["kept"]
+
+
+def test_every_stage_has_at_least_eight_parts(finished):
+    assert all(len(parts) >= 8 for stage, parts in digests(finished[0] / "root").items() if stage not in ("pack", "train", "report"))
+
+
+def test_parts_are_aligned_row_for_row(finished):
+    """No joins anywhere: row i of part N is the same sample in every table."""
+    root = finished[0] / "root"
+    for part in digests(root)["ingest"]:
+        ids = [pq.read_table(stage_folder(root, stage) / part)["sample_id"].to_pylist() for stage in ("ingest", "clean", "embed", "cluster", "score", "select")]
+        assert all(other == ids[0] for other in ids)
+
+
+def test_duplicates_name_the_row_they_repeat(finished):
+    root = finished[0] / "root"
+    ingest = {part: pq.read_table(stage_folder(root, "ingest") / part)["sample_id"].to_pylist() for part in digests(root)["ingest"]}
+    seen = 0
+    for part in ingest:
+        for row, status in enumerate(pq.read_table(stage_folder(root, "clean") / part).to_pylist()):
+            if status["status"] == "duplicate":
+                first_part, first_row = status["evidence"].split()
+                assert ingest[first_part][int(first_row)] == ingest[part][row]
+                assert (first_part, int(first_row)) < (part, row)
+                seen += 1
+    assert seen == count_rows(NUM_SAMPLES)["exact_duplicates"]
+
+
+def test_rejects_keep_file_line_reason_and_raw_bytes(finished):
+    """What is not a sample is not lost either."""
+    folder, root = finished[0], finished[0] / "root"
+    rows = [row for path in sorted((stage_folder(root, "ingest") / "_rejected").iterdir()) for row in pq.read_table(path).to_pylist()]
+    lines = {line.strip() for line in chunk_lines(0, seed=7, num_samples=NUM_SAMPLES)[0]}
+    assert len(rows) == count_rows(NUM_SAMPLES)["malformed"]
+    assert all(row["raw"] in lines and row["source_uri"].startswith(str(folder / "lake")) and row["source_line"] > 0 for row in rows)
+
+
+def test_the_end_is_said_in_words(finished):
+    said = finished[2].stdout
+    assert "IFD >= 1" in said and "held-out loss" in said and "fill" in said
+    assert "report  " in said and said.strip().splitlines()[-1].startswith("model   ")
+
+
+def test_a_finished_run_answers_at_once_without_ray(finished):
+    """`-X importtime` names every module that was loaded."""
+    import os
+    import subprocess
+    import sys
+    import time
+
+    started = time.monotonic()
+    words = [sys.executable, "-X", "importtime", "-m", "raypipe.cli", "run", str(finished[1])]
+    again = subprocess.run(words, capture_output=True, text=True, env=dict(os.environ))
+    seconds = time.monotonic() - started
+    assert again.returncode == 0 and again.stdout.count("done") >= 9
+    loaded = {line.rpartition("|")[2].strip().split(".")[0] for line in again.stderr.splitlines() if "import time:" in line}
+    assert not loaded & {"ray", "torch", "transformers", "vllm", "pandas"}
+    print(f"a finished run answered in {seconds:.1f} s")
+
+
+def test_other_resources_rerun_nothing(finished):
+    done = raypipe("run", finished[1], "resources.embed.actors=[1, 1]", "resources.score.max_batch_tokens=512")
+    assert done.returncode == 0 and " starts " not in done.stderr and done.stdout.count("done") >= 9
+
+
+def test_another_fraction_reruns_select_and_later_only(copy):
+    root, words = copy
+    before = digests(root)
+    done = raypipe("run", *words, "select.keep_fraction=0.2", "--until", "pack")
+    assert done.returncode == 0, done.stderr
+    started = [line.split()[1] for line in done.stderr.splitlines() if " starts in " in line]
+    assert started == ["select", "pack"]
+    assert {stage: digests(root)[stage] for stage in ("ingest", "clean", "embed", "cluster", "score")} == {
+        stage: before[stage] for stage in ("ingest", "clean", "embed", "cluster", "score")
+    }
+
+
+def test_from_needs_the_recipes_that_were_prepared(copy):
+    """`train` with another selection than `prepare` made would train on the wrong data."""
+    root, words = copy
+    done = raypipe("run", *words, "select.keep_fraction=0.2", "--from", "train")
+    assert done.returncode == 2 and "select was prepared as select-" in done.stderr and "--until pack" in done.stderr
+    missing = next(stage_folder(root, "pack").glob("manifest-*.json"))
+    missing.unlink()
+    done = raypipe("run", *words, "--from", "train")
+    assert done.returncode == 2 and str(missing) in done.stderr and "--until pack" in done.stderr
+
+
+def test_plan_and_status_read_storage_alone(copy):
+    root, words = copy
+    shutil.rmtree(stage_folder(root, "train"))
+    planned, status = raypipe("plan", *words), raypipe("status", root)
+    assert planned.returncode == status.returncode == 0
+    for said in (planned.stdout, status.stdout):
+        assert any(line.split()[0] == "score" and line.split()[-1] == "done" for line in said.splitlines() if line.strip())
+        assert any(line.split()[0] == "train" and line.endswith("to do") for line in said.splitlines() if line.strip())
+
+
+def test_read_gives_a_dataset(finished):
+    table = package.read(str(finished[0] / "root"), "select").to_table()
+    assert table.num_rows == manifest(finished[0] / "root", "select")["rows"] and "reason" in table.column_names
+
+
+def test_one_more_file_computes_only_its_own_parts(tmp_path, random_model, embedder):
+    """A nightly lake: in ingest, clean, embed and score old parts are neither made nor touched."""
+    lake, spare = tmp_path / "lake", tmp_path / "spare"
+    write_lake(spare, num_samples=120, files=5)
+    lake.mkdir()
+    for path in sorted(spare.iterdir())[:4]:
+        path.rename(lake / path.name)
+    config = write_config(tmp_path / "test.yaml", model=random_model, embedder=embedder)
+    assert raypipe("run", config, "--until", "score").returncode == 0
+    row_wise = ("ingest", "clean", "embed", "score")
+    folders = {stage: stage_folder(tmp_path / "root", stage) for stage in row_wise}
+    before = {stage: {path.name: path.stat().st_mtime_ns for path in folders[stage].glob("part-*")} for stage in row_wise}
+    last = next(spare.iterdir())
+    last.rename(lake / last.name)
+    assert raypipe("run", config, "--until", "score").returncode == 0
+    for stage in row_wise:
+        assert stage_folder(tmp_path / "root", stage) == folders[stage], f"{stage} has another folder"
+        after = {path.name: path.stat().st_mtime_ns for path in folders[stage].glob("part-*")}
+        assert {name: after[name] for name in before[stage]} == before[stage], f"{stage} wrote an old part again"
+        new = set(after) - set(before[stage])
+        assert new and all(name.startswith("part-0000004-") for name in new)
+    whole = tmp_path / "unbroken"
+    done = raypipe("run", config, f"storage.root={whole}", "--until", "score")
+    assert done.returncode == 0 and digests(whole) == digests(tmp_path / "root")
+
+
+def test_report_json_agrees_with_the_manifests(finished):
+    """A number on the screen can be found in a file."""
+    root = finished[0] / "root"
+    report = json.loads((stage_folder(root, "report") / "report.json").read_text())
+    select = manifest(root, "select")["counts"]
+    assert report["headline"]["selected"] == select["selected"] == sum(cluster["selected"] for cluster in report["clusters"])
+    assert [step["rows_out"] for step in report["flow"]][-1] == select["selected"]
+    assert sum(report["histograms"]["ifd"]["all"]) == manifest(root, "score")["counts"]["ok"]
+    assert sum(report["histograms"]["ifd"]["selected"]) == select["selected"]

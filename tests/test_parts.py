@@ -1,0 +1,128 @@
+"""The engine on Ray, with part functions of a few lines: resume, errors, empty parts, exact counts."""
+
+from functools import partial
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from raypipe.config import Pool
+from raypipe.errors import ConfigError, DataError
+from raypipe.ops.digests import columns_digest
+from raypipe.ops.text import sample_id
+from raypipe.parts import fit_actors, fold_parts, map_items, map_parts, shards
+from raypipe.stage import Table, encode_part, part_footers
+from raypipe.store import Folder
+
+pytestmark = pytest.mark.usefixtures("ray_here")
+SIZES = [5, 0, 3, 1, 4, 0, 2, 6, 1, 1, 3, 2]  # two parts have no rows, as one whose rows were all rejected has
+
+
+class Double:
+    def __init__(self, bad=None):
+        self.bad = bad
+
+    def __call__(self, tables):
+        (table,) = tables
+        x = table["x"].to_numpy()
+        if self.bad is not None and self.bad in x:
+            raise DataError(f"row {self.bad} is bad")
+        return pa.table({"sample_id": table["sample_id"], "y": 2 * x})
+
+
+class Shuffled:
+    def __call__(self, tables):
+        return pa.table({"sample_id": tables[0]["sample_id"].take(np.arange(len(tables[0]))[::-1])})
+
+
+def both_sums(tables):
+    one, two = tables
+    assert one["sample_id"].equals(two["sample_id"])
+    return np.array([one["x"].to_numpy().sum(), two["y"].to_numpy().sum(), len(one)])
+
+
+def names(tables):
+    return [tables[0].schema.metadata[b"part"].decode()]
+
+
+def square(item):
+    if item == 13:
+        raise DataError("13 is refused")
+    return item * item
+
+
+@pytest.fixture
+def source(tmp_path):
+    folder, begin, parts = Folder(str(tmp_path / "in")), 0, []
+    for number, size in enumerate(SIZES):
+        x = np.arange(begin, begin + size)
+        table = pa.table({"sample_id": pa.array([sample_id(str(n), "") for n in x], pa.string()), "x": x})
+        parts.append(f"part-{number:07d}-0000-aaaaaaaaaaaa-end.parquet")
+        folder.put(parts[-1], encode_part(table, counts={"ok": size}, seconds=0, inputs={}))
+        begin += size
+    return Table(folder, tuple(parts))
+
+
+def test_part_n_comes_from_part_n_and_a_rerun_makes_only_what_is_missing(source, tmp_path):
+    """The whole promise of resume; `wrote` would show a committed part that was written again."""
+    out = Folder(str(tmp_path / "out"))
+    map_parts(Double, [source], out, pool=Pool())
+    made = Table(out, source.parts)
+    assert [made.read(part)["y"].to_pylist() for part in source.parts] == [
+        [2 * x for x in source.read(part)["x"].to_pylist()] for part in source.parts
+    ]
+    before = {part: (tmp_path / "out" / part).stat().st_mtime_ns for part in source.parts}
+    for part in (source.parts[1], source.parts[4]):
+        (tmp_path / "out" / part).unlink()
+    map_parts(Double, [source], out, pool=Pool())
+    after = {part: (tmp_path / "out" / part).stat().st_mtime_ns for part in source.parts}
+    assert {part for part in before if before[part] != after[part]} == {source.parts[1], source.parts[4]}
+    assert [footer["rows"] for footer in part_footers(out, source.parts)] == SIZES
+    digest = columns_digest(source.read(source.parts[0]))
+    assert part_footers(out, source.parts)[0]["inputs"] == {"0": digest}
+
+
+def test_an_error_of_ours_keeps_its_class_and_text_and_leaves_no_part(source, tmp_path):
+    """A Ray traceback of 200 lines is not a message; a part with an error must not look finished."""
+    out = Folder(str(tmp_path / "out"))
+    with pytest.raises(DataError, match="row 9 is bad"):
+        map_parts(partial(Double, 9), [source], out, pool=Pool())
+    assert source.parts[4] not in out.list()
+    map_parts(Double, [source], out, pool=Pool())
+    assert set(source.parts) <= set(out.list())
+
+
+def test_rows_out_of_order_are_refused(source, tmp_path):
+    """Aligned parts are what makes joins unnecessary; a model that reorders rows would give scores to other samples."""
+    with pytest.raises(DataError, match="other sample_ids"):
+        map_parts(Shuffled, [source], Folder(str(tmp_path / "out")), pool=Pool())
+
+
+def test_fold_over_aligned_tables(source, tmp_path):
+    out = Folder(str(tmp_path / "out"))
+    map_parts(Double, [source], out, pool=Pool())
+    total = sum(SIZES)
+    xs = total * (total - 1) // 2
+    assert fold_parts(both_sums, [source, Table(out, source.parts)], pool=Pool()).tolist() == [xs, 2 * xs, total]
+
+
+@pytest.mark.parametrize("actors", [(1, 1), (2, 2)])
+def test_folds_merge_in_part_order_with_any_number_of_actors(source, actors):
+    with shards([source], pool=Pool(actors=actors), keep=True) as held:
+        assert held.fold(names) == list(source.parts)
+        assert held.fold(names) == list(source.parts)
+
+
+def test_items_in_order_and_errors(tmp_path):
+    assert map_items(square, [3, 1, 2], label="x") == [9, 1, 4]
+    with pytest.raises(DataError, match="13 is refused"):
+        map_items(square, [1, 13], label="x")
+
+
+def test_what_can_never_fit_is_refused_before_it_starts():
+    """Ray would wait for thirty minutes, and then fail."""
+    with pytest.raises(ConfigError, match=r"64 actors.*room for \d+"):
+        fit_actors(Pool(actors=(64, 64)), 100)
+    with pytest.raises(ConfigError, match="1 GPUs are asked for|0 GPUs"):
+        fit_actors(Pool(gpus=1, actors=(1, 1)), 100)
+    assert fit_actors(Pool(), 1) == (1, 1)
