@@ -45,12 +45,29 @@ def embedder(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def finished(tmp_path_factory, random_model, embedder):
+    """A finished run of the whole chain on 220 samples: (folder, config, its process)."""
+    from tests.lakes import raypipe, write_config, write_lake
+
+    folder = tmp_path_factory.mktemp("chain")
+    write_lake(folder / "lake", num_samples=220)
+    config = write_config(folder / "test.yaml", model=random_model, embedder=embedder)
+    done = raypipe("run", config)
+    assert done.returncode == 0, done.stderr
+    return folder, config, done
+
+
+@pytest.fixture(scope="session")
 def ray_here():
     """One Ray on this machine for all tests of a session that need one in process."""
     from raypipe.pipeline import ray_session
 
     with ray_session():
         yield
+
+
+def pytest_addoption(parser):
+    parser.addoption("--update-golden", action="store_true", help="write tests/golden anew; only together with a new Stage.version")
 
 
 def pytest_runtest_logreport(report):

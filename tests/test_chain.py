@@ -10,18 +10,7 @@ import raypipe as package
 from raypipe.ops.synthetic import chunk_lines, count_rows
 from tests.lakes import digests, manifest, raypipe, stage_folder, write_config, write_lake
 
-NUM_SAMPLES = 220
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory, random_model, embedder):
-    """A finished run: (folder, config, its process)."""
-    folder = tmp_path_factory.mktemp("chain")
-    write_lake(folder / "lake", num_samples=NUM_SAMPLES)
-    config = write_config(folder / "test.yaml", model=random_model, embedder=embedder)
-    done = raypipe("run", config)
-    assert done.returncode == 0, done.stderr
-    return folder, config, done
+NUM_SAMPLES = 220  # of the fixture `finished`
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from tests.lakes import raypipe, write_config, write_lake
 
 @pytest.fixture
 def config(tmp_path, random_model, embedder):
-    write_lake(tmp_path / "lake", num_samples=40, files=1)
+    write_lake(tmp_path / "lake", num_samples=150, files=1)
     return write_config(tmp_path / "test.yaml", model=random_model, embedder=embedder)
 
 
@@ -61,7 +61,7 @@ def test_over_the_error_budget(config):
 
 
 def test_more_clusters_than_samples(config):
-    fails(3, "cluster.num_clusters", "500 clusters asked for, 40 samples there", words=[config, "cluster.num_clusters=500"])
+    fails(3, "cluster.num_clusters", "500 clusters asked for, 150 samples there", words=[config, "cluster.num_clusters=500"])
 
 
 @pytest.mark.parametrize("key", ["model", "embed.model", "score.model"])

@@ -1,0 +1,83 @@
+"""The job scripts under `ray job submit` on a local cluster; RAY_ADDRESS is set by Ray there."""
+
+import os
+import socket
+import subprocess
+import sys
+import time
+
+import pytest
+
+from tests.lakes import PROJECT, digests, stage_folder, write_config, write_lake
+
+pytestmark = pytest.mark.slow
+
+
+def free_ports(count):
+    sockets = [socket.socket() for _ in range(count)]
+    for each in sockets:
+        each.bind(("127.0.0.1", 0))
+    ports = [each.getsockname()[1] for each in sockets]
+    for each in sockets:
+        each.close()
+    return ports
+
+
+@pytest.fixture
+def cluster(tmp_path_factory):
+    """A head of its own, ended with its own processes only; the address of its job server."""
+    ray, (port, dashboard, agent) = os.path.join(os.path.dirname(sys.executable), "ray"), free_ports(3)
+    short = f"/tmp/rj{os.getpid()}"  # a socket path has at most 107 bytes
+    words = [
+        ray, "start", "--head", "--block", "--disable-usage-stats", "--num-cpus=2", f"--port={port}", f"--temp-dir={short}",
+        f"--dashboard-port={dashboard}", "--dashboard-host=127.0.0.1", f"--dashboard-agent-listen-port={agent}",
+    ]  # fmt: skip
+    head = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    address = f"http://127.0.0.1:{dashboard}"
+    try:
+        client = wait_for(address, head)
+        yield address, client
+    finally:
+        head.terminate()
+        head.wait(60)
+
+
+def wait_for(address, head):
+    from ray.job_submission import JobSubmissionClient
+
+    for _ in range(90):
+        assert head.poll() is None, "the cluster's head ended"
+        try:
+            client = JobSubmissionClient(address)
+            client.list_jobs()
+            return client
+        except (ConnectionError, RuntimeError):
+            time.sleep(1)
+    raise AssertionError("the job server did not answer in 90 s")
+
+
+def submit(address, client, name, *words):
+    """By the command line, from the folder of the scripts; (status, its log). The CLI's own exit code says nothing."""
+    ray, job = os.path.join(os.path.dirname(sys.executable), "ray"), f"{name}-{len(client.list_jobs())}"
+    command = [ray, "job", "submit", f"--address={address}", f"--submission-id={job}", "--working-dir=jobs", "--"]
+    subprocess.run([*command, sys.executable, f"{name}.py", *map(str, words)], cwd=PROJECT, capture_output=True, timeout=400)
+    return str(client.get_job_status(job)), client.get_job_logs(job)
+
+
+def test_train_before_prepare_then_prepare_then_train(cluster, tmp_path, random_model, embedder):
+    address, client = cluster
+    write_lake(tmp_path / "lake", num_samples=120, files=2)
+    config = write_config(tmp_path / "test.yaml", model=random_model, embedder=embedder)
+    status, log = submit(address, client, "train", config)
+    assert status == "FAILED" and "manifest" in log and "python jobs/prepare.py CONFIG" in log, log
+    status, log = submit(address, client, "prepare", config)
+    assert status == "SUCCEEDED", log
+    assert "pack done" in log and "train starts" not in log
+    status, log = submit(address, client, "train", config)
+    assert status == "SUCCEEDED", log
+    assert "train starts" in log and "ingest starts" not in log
+    assert (stage_folder(tmp_path / "root", "train") / "model" / "config.json").exists()
+    assert (stage_folder(tmp_path / "root", "report") / "index.html").exists()
+    assert len(digests(tmp_path / "root")) == 9
+    status, log = submit(address, client, "pipeline", config)
+    assert status == "SUCCEEDED" and " starts " not in log, log

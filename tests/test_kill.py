@@ -1,0 +1,56 @@
+"""kill -9 of the driver in embed and in score; the rerun has another number of workers."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import psutil
+import pytest
+
+from tests.lakes import PROJECT, digests, raypipe, stage_folder, write_config, write_lake
+
+pytestmark = pytest.mark.slow
+
+
+def committed(folder):
+    return {path.name: (path.stat().st_ino, path.stat().st_mtime_ns) for path in folder.glob("part-*")}
+
+
+def start_and_kill(words, root, stage, after=3):
+    """Start a run, kill its driver when `stage` has committed `after` parts; returns what was committed by then."""
+    driver = subprocess.Popen([sys.executable, "-m", "raypipe.cli", "run", *map(str, words)], cwd=PROJECT, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    deadline = time.monotonic() + 240
+    while time.monotonic() < deadline:
+        assert driver.poll() is None, "the run ended before it could be killed"
+        if (root / "runs").is_dir() and len(committed(stage_folder(root, stage))) >= after:
+            break
+        time.sleep(0.005)
+    children = [child for child in psutil.Process(driver.pid).children(recursive=True) if "Agent" not in child.name()]
+    os.kill(driver.pid, signal.SIGKILL)
+    driver.wait()
+    _, alive = psutil.wait_procs(children, timeout=30)  # Ray's two agents, left out here, follow within two minutes
+    assert not alive, "processes outlived their driver"
+    return committed(stage_folder(root, stage))
+
+
+def test_killed_driver_resumes_without_rewriting(tmp_path, random_model, embedder):
+    write_lake(tmp_path / "lake", num_samples=400, files=2)
+    config = write_config(tmp_path / "test.yaml", model=random_model, embedder=embedder, ingest={"part_bytes": 6000})
+    unbroken, root = tmp_path / "unbroken", tmp_path / "root"
+    done = raypipe("run", config, f"storage.root={unbroken}", "--until", "select")
+    assert done.returncode == 0, done.stderr
+    wanted = digests(unbroken)
+    assert all(len(parts) >= 8 for parts in wanted.values())
+
+    in_embed = start_and_kill([config, "--until", "select"], root, "embed")
+    in_score = start_and_kill([config, "--until", "select", "resources.embed.actors=[1, 1]"], root, "score")
+    for stage, before in (("embed", in_embed), ("score", in_score)):
+        assert 3 <= len(before) < len(wanted[stage]), f"{stage} was killed too late to show anything"
+    done = raypipe("run", config, "--until", "select", "resources.score.actors=[1, 1]")
+    assert done.returncode == 0, done.stderr
+    for stage, before in (("embed", in_embed), ("score", in_score)):
+        after = committed(stage_folder(root, stage))
+        assert {name: after[name] for name in before} == before, f"{stage} wrote a committed part again"
+    assert digests(root) == wanted
