@@ -236,7 +236,9 @@ def _nearest(names: list[str]) -> str | None:
     everywhere = list(all_keys(Config))
     prefix = ".".join([*names[:-1], ""])
     siblings = [
-        key for key in everywhere if key.rpartition(".")[0] + "." == prefix or (not prefix.strip(".") and "." not in key)
+        key
+        for key in everywhere
+        if key.rpartition(".")[0] + "." == prefix or (not prefix.strip(".") and "." not in key)
     ]
     by_leaf = {key.rpartition(".")[2]: key for key in [*everywhere, *siblings]}  # siblings win
     near = difflib.get_close_matches(names[-1], [key.rpartition(".")[2] for key in siblings], 1, 0.6)

@@ -66,7 +66,9 @@ def _is_marker(uri: str) -> bool:
 def _expand(path: str) -> list[str]:
     pattern = f"{glob.escape(path)}/**" if os.path.isdir(path) else path
     found = glob.glob(pattern, recursive=True)
-    uris = [path] if os.path.isfile(path) else sorted(uri for uri in found if os.path.isfile(uri) and not _is_marker(uri))
+    uris = (
+        [path] if os.path.isfile(path) else sorted(uri for uri in found if os.path.isfile(uri) and not _is_marker(uri))
+    )
     if not uris:
         raise ConfigError(
             f"ingest.paths: {path}: no such file, and no file matches. Check the path (working directory: {os.getcwd()})"

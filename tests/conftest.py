@@ -67,7 +67,14 @@ def ray_here():
 
 
 def pytest_addoption(parser):
-    parser.addoption("--update-golden", action="store_true", help="write tests/golden anew; only together with a new Stage.version")
+    parser.addoption(
+        "--update-golden", action="store_true", help="write tests/golden anew; only together with a new Stage.version"
+    )
+
+
+def pytest_collection_modifyitems(items):
+    """Quick ones first; otherwise in the order of the files."""
+    items.sort(key=lambda item: "slow" in item.keywords)
 
 
 def pytest_runtest_logreport(report):

@@ -29,24 +29,38 @@ def test_counts_are_those_that_synth_planted(finished):
     assert sum(ingest.values()) == truth["rows"] and sum(ingest.values()) - ingest["ok"] == truth["malformed"]
     assert clean == {"ok": truth["samples"], "duplicate": truth["exact_duplicates"]}
     assert sum(score.values()) == sum(select.values()) == ingest["ok"]
-    assert manifest(root, "pack")["summary"]["samples"] == select["selected"] == manifest(root, "select")["summary"]["kept"]
+    assert (
+        manifest(root, "pack")["summary"]["samples"]
+        == select["selected"]
+        == manifest(root, "select")["summary"]["kept"]
+    )
 
 
 def test_every_stage_has_at_least_eight_parts(finished):
-    assert all(len(parts) >= 8 for stage, parts in digests(finished[0] / "root").items() if stage not in ("pack", "train", "report"))
+    assert all(
+        len(parts) >= 8
+        for stage, parts in digests(finished[0] / "root").items()
+        if stage not in ("pack", "train", "report")
+    )
 
 
 def test_parts_are_aligned_row_for_row(finished):
     """No joins anywhere: row i of part N is the same sample in every table."""
     root = finished[0] / "root"
     for part in digests(root)["ingest"]:
-        ids = [pq.read_table(stage_folder(root, stage) / part)["sample_id"].to_pylist() for stage in ("ingest", "clean", "embed", "cluster", "score", "select")]
+        ids = [
+            pq.read_table(stage_folder(root, stage) / part)["sample_id"].to_pylist()
+            for stage in ("ingest", "clean", "embed", "cluster", "score", "select")
+        ]
         assert all(other == ids[0] for other in ids)
 
 
 def test_duplicates_name_the_row_they_repeat(finished):
     root = finished[0] / "root"
-    ingest = {part: pq.read_table(stage_folder(root, "ingest") / part)["sample_id"].to_pylist() for part in digests(root)["ingest"]}
+    ingest = {
+        part: pq.read_table(stage_folder(root, "ingest") / part)["sample_id"].to_pylist()
+        for part in digests(root)["ingest"]
+    }
     seen = 0
     for part in ingest:
         for row, status in enumerate(pq.read_table(stage_folder(root, "clean") / part).to_pylist()):
@@ -61,10 +75,17 @@ def test_duplicates_name_the_row_they_repeat(finished):
 def test_rejects_keep_file_line_reason_and_raw_bytes(finished):
     """What is not a sample is not lost either."""
     folder, root = finished[0], finished[0] / "root"
-    rows = [row for path in sorted((stage_folder(root, "ingest") / "_rejected").iterdir()) for row in pq.read_table(path).to_pylist()]
+    rows = [
+        row
+        for path in sorted((stage_folder(root, "ingest") / "_rejected").iterdir())
+        for row in pq.read_table(path).to_pylist()
+    ]
     lines = {line.strip() for line in chunk_lines(0, seed=7, num_samples=NUM_SAMPLES)[0]}
     assert len(rows) == count_rows(NUM_SAMPLES)["malformed"]
-    assert all(row["raw"] in lines and row["source_uri"].startswith(str(folder / "lake")) and row["source_line"] > 0 for row in rows)
+    assert all(
+        row["raw"] in lines and row["source_uri"].startswith(str(folder / "lake")) and row["source_line"] > 0
+        for row in rows
+    )
 
 
 def test_the_end_is_said_in_words(finished):
@@ -85,7 +106,9 @@ def test_a_finished_run_answers_at_once_without_ray(finished):
     again = subprocess.run(words, capture_output=True, text=True, env=dict(os.environ))
     seconds = time.monotonic() - started
     assert again.returncode == 0 and again.stdout.count("done") >= 9
-    loaded = {line.rpartition("|")[2].strip().split(".")[0] for line in again.stderr.splitlines() if "import time:" in line}
+    loaded = {
+        line.rpartition("|")[2].strip().split(".")[0] for line in again.stderr.splitlines() if "import time:" in line
+    }
     assert not loaded & {"ray", "torch", "transformers", "vllm", "pandas"}
     print(f"a finished run answered in {seconds:.1f} s")
 
@@ -124,7 +147,9 @@ def test_plan_and_status_read_storage_alone(copy):
     planned, status = raypipe("plan", *words), raypipe("status", root)
     assert planned.returncode == status.returncode == 0
     for said in (planned.stdout, status.stdout):
-        assert any(line.split()[0] == "score" and line.split()[-1] == "done" for line in said.splitlines() if line.strip())
+        assert any(
+            line.split()[0] == "score" and line.split()[-1] == "done" for line in said.splitlines() if line.strip()
+        )
         assert any(line.split()[0] == "train" and line.endswith("to do") for line in said.splitlines() if line.strip())
 
 
@@ -144,7 +169,9 @@ def test_one_more_file_computes_only_its_own_parts(tmp_path, random_model, embed
     assert raypipe("run", config, "--until", "score").returncode == 0
     row_wise = ("ingest", "clean", "embed", "score")
     folders = {stage: stage_folder(tmp_path / "root", stage) for stage in row_wise}
-    before = {stage: {path.name: path.stat().st_mtime_ns for path in folders[stage].glob("part-*")} for stage in row_wise}
+    before = {
+        stage: {path.name: path.stat().st_mtime_ns for path in folders[stage].glob("part-*")} for stage in row_wise
+    }
     last = next(spare.iterdir())
     last.rename(lake / last.name)
     assert raypipe("run", config, "--until", "score").returncode == 0
@@ -164,7 +191,11 @@ def test_report_json_agrees_with_the_manifests(finished):
     root = finished[0] / "root"
     report = json.loads((stage_folder(root, "report") / "report.json").read_text())
     select = manifest(root, "select")["counts"]
-    assert report["headline"]["selected"] == select["selected"] == sum(cluster["selected"] for cluster in report["clusters"])
+    assert (
+        report["headline"]["selected"]
+        == select["selected"]
+        == sum(cluster["selected"] for cluster in report["clusters"])
+    )
     assert [step["rows_out"] for step in report["flow"]][-1] == select["selected"]
     assert sum(report["histograms"]["ifd"]["all"]) == manifest(root, "score")["counts"]["ok"]
     assert sum(report["histograms"]["ifd"]["selected"]) == select["selected"]

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from raypipe.config import all_keys, canonical_json, load_config, Config
+from raypipe.config import Config, all_keys, canonical_json, load_config
 from raypipe.errors import ConfigError
 
 MINIMAL = """
@@ -60,7 +60,9 @@ def test_all_faults_at_once(load):
     assert all(key in str(error.value) for key in ("model", "embed.model", "ingest.paths", "storage"))
 
 
-@pytest.mark.parametrize(("text", "said"), [("a: 1\na: 2", "twice"), ("- a", "wanted a mapping"), ("a: [", "not valid YAML")])
+@pytest.mark.parametrize(
+    ("text", "said"), [("a: 1\na: 2", "twice"), ("- a", "wanted a mapping"), ("a: [", "not valid YAML")]
+)
 def test_not_a_config(load, text, said):
     with pytest.raises(ConfigError, match=said):
         load(text)
@@ -78,7 +80,10 @@ def test_numbers_as_people_write_them(load, number):
 
 
 def test_override_replaces_a_list_whole(load):
-    assert load(MINIMAL, "ingest.paths=[a, b]").ingest.paths == (f"{pathlib.Path('a').absolute()}", f"{pathlib.Path('b').absolute()}")
+    assert load(MINIMAL, "ingest.paths=[a, b]").ingest.paths == (
+        f"{pathlib.Path('a').absolute()}",
+        f"{pathlib.Path('b').absolute()}",
+    )
 
 
 def test_paths_are_absolute_and_models_may_be_hub_ids(load):
@@ -101,7 +106,11 @@ def test_every_key_has_its_own_leaf_path():
 
 
 JSON = st.recursive(
-    st.none() | st.booleans() | st.integers(-9, 9) | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=3),
+    st.none()
+    | st.booleans()
+    | st.integers(-9, 9)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(max_size=3),
     lambda child: st.lists(child, max_size=3) | st.dictionaries(st.text(max_size=3), child, max_size=3),
     max_leaves=8,
 )

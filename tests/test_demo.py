@@ -24,8 +24,18 @@ def demo(tmp_path_factory):
     made = raypipe("synth", folder / "data", "--num-samples", 3000)
     assert made.returncode == 0, made.stderr
     assert yaml.safe_load((PROJECT / "jobs" / "configs" / "demo.yaml").read_text())["ingest"]["paths"] == ["data/demo"]
-    words = [f"ingest.paths=[{folder / 'data'}]", f"model={folder / 'models' / 'tiny'}", f"embed.model={folder / 'models' / 'all-MiniLM-L6-v2'}"]
-    done = raypipe("run", PROJECT / "jobs" / "configs" / "demo.yaml", *words, f"storage.root={folder / 'root'}", "train.checkpoint_every_s=1")
+    words = [
+        f"ingest.paths=[{folder / 'data'}]",
+        f"model={folder / 'models' / 'tiny'}",
+        f"embed.model={folder / 'models' / 'all-MiniLM-L6-v2'}",
+    ]
+    done = raypipe(
+        "run",
+        PROJECT / "jobs" / "configs" / "demo.yaml",
+        *words,
+        f"storage.root={folder / 'root'}",
+        "train.checkpoint_every_s=1",
+    )
     assert done.returncode == 0, done.stderr
     return folder / "root"
 
@@ -81,7 +91,12 @@ def test_export_loads_in_vllm_and_generates(demo):
         "print(json.dumps(out[0].outputs[0].text))\n"
     )
     folder = stage_folder(demo, "train", "demo") / "model"
-    done = subprocess.run([sys.executable, "-c", code, str(folder), PROMPT], capture_output=True, text=True, env={**os.environ, "TORCHDYNAMO_DISABLE": "1"})
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(folder), PROMPT],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "TORCHDYNAMO_DISABLE": "1"},
+    )
     assert done.returncode == 0, done.stderr
     text = json.loads(done.stdout.strip().splitlines()[-1])
     print(text)

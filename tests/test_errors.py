@@ -27,12 +27,16 @@ def fails(code, *said, words):
 
 def write_rows(tmp_path, rows):
     (tmp_path / "rows").mkdir()
-    (tmp_path / "rows" / "a.jsonl.gz").write_bytes(gzip.compress(b"".join(json.dumps(row).encode() + b"\n" for row in rows)))
+    (tmp_path / "rows" / "a.jsonl.gz").write_bytes(
+        gzip.compress(b"".join(json.dumps(row).encode() + b"\n" for row in rows))
+    )
     return f"ingest.paths=[{tmp_path / 'rows'}]"
 
 
 def test_unknown_key(config):
-    done = fails(2, "select.keep_fracton", "Did you mean select.keep_fraction?", words=[config, "select.keep_fracton=0.1"])
+    done = fails(
+        2, "select.keep_fracton", "Did you mean select.keep_fraction?", words=[config, "select.keep_fracton=0.1"]
+    )
     assert "starts in" not in done.stderr
 
 
@@ -53,7 +57,13 @@ def test_input_without_a_sample(config, tmp_path):
 
 
 def test_wrong_column(config):
-    fails(2, "ingest.columns.response", "'output'", "the first row has 'instruction', 'response'", words=[config, "ingest.columns.response=output"])
+    fails(
+        2,
+        "ingest.columns.response",
+        "'output'",
+        "the first row has 'instruction', 'response'",
+        words=[config, "ingest.columns.response=output"],
+    )
 
 
 def test_over_the_error_budget(config):
@@ -61,7 +71,12 @@ def test_over_the_error_budget(config):
 
 
 def test_more_clusters_than_samples(config):
-    fails(3, "cluster.num_clusters", "500 clusters asked for, 150 samples there", words=[config, "cluster.num_clusters=500"])
+    fails(
+        3,
+        "cluster.num_clusters",
+        "500 clusters asked for, 150 samples there",
+        words=[config, "cluster.num_clusters=500"],
+    )
 
 
 @pytest.mark.parametrize("key", ["model", "embed.model", "score.model"])

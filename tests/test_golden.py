@@ -28,7 +28,9 @@ def rounded(value):
 def rows_of(root, stage):
     if stage == "train":
         lines = (stage_folder(root, stage) / "metrics.jsonl").read_text().splitlines()
-        return [{name: rounded(value) for name, value in json.loads(line).items() if name not in DROPPED} for line in lines]
+        return [
+            {name: rounded(value) for name, value in json.loads(line).items() if name not in DROPPED} for line in lines
+        ]
     if stage == "report":
         report = json.loads((stage_folder(root, stage) / "report.json").read_text())
         return [{name: rounded(value) for name, value in report["headline"].items()}]

@@ -61,8 +61,14 @@ def test_light_imports(module):
     assert found.stderr == ""
 
 
-@pytest.mark.parametrize("path", sorted((PACKAGE / "ops").glob("*.py")) + sorted((PACKAGE / "models").glob("*.py")), ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path",
+    sorted((PACKAGE / "ops").glob("*.py")) + sorted((PACKAGE / "models").glob("*.py")),
+    ids=lambda path: path.stem,
+)
 def test_ops_and_models_need_no_ray(path):
     """They run on bare GPU machines."""
-    code = f"import raypipe.{path.parent.name}.{path.stem}, sys; sys.exit('ray' in sys.modules)".replace(".__init__", "")
+    code = f"import raypipe.{path.parent.name}.{path.stem}, sys; sys.exit('ray' in sys.modules)".replace(
+        ".__init__", ""
+    )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0

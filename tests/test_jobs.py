@@ -60,7 +60,9 @@ def submit(address, client, name, *words):
     """By the command line, from the folder of the scripts; (status, its log). The CLI's own exit code says nothing."""
     ray, job = os.path.join(os.path.dirname(sys.executable), "ray"), f"{name}-{len(client.list_jobs())}"
     command = [ray, "job", "submit", f"--address={address}", f"--submission-id={job}", "--working-dir=jobs", "--"]
-    subprocess.run([*command, sys.executable, f"{name}.py", *map(str, words)], cwd=PROJECT, capture_output=True, timeout=400)
+    subprocess.run(
+        [*command, sys.executable, f"{name}.py", *map(str, words)], cwd=PROJECT, capture_output=True, timeout=400
+    )
     return str(client.get_job_status(job)), client.get_job_logs(job)
 
 

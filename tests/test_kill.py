@@ -20,11 +20,16 @@ def committed(folder):
 
 def start_and_kill(words, root, stage, after=3):
     """Start a run, kill its driver when `stage` has committed `after` parts; returns what was committed by then."""
-    driver = subprocess.Popen([sys.executable, "-m", "raypipe.cli", "run", *map(str, words)], cwd=PROJECT, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    driver = subprocess.Popen(
+        [sys.executable, "-m", "raypipe.cli", "run", *map(str, words)],
+        cwd=PROJECT,
+        stderr=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+    )
     deadline = time.monotonic() + 240
     while time.monotonic() < deadline:
         assert driver.poll() is None, "the run ended before it could be killed"
-        if (root / "runs").is_dir() and len(committed(stage_folder(root, stage))) >= after:
+        if (root / "runs" / "test.json").exists() and len(committed(stage_folder(root, stage))) >= after:
             break
         time.sleep(0.005)
     children = [child for child in psutil.Process(driver.pid).children(recursive=True) if "Agent" not in child.name()]

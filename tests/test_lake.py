@@ -7,7 +7,9 @@ from hypothesis import strategies as st
 from raypipe.errors import ConfigError, DataError
 from raypipe.lake import Slice, chain_digests, list_lake
 
-SLICES = st.lists(st.builds(Slice, st.text(min_size=1, max_size=3), st.integers(0, 9), st.text(max_size=2)), min_size=1, max_size=8)
+SLICES = st.lists(
+    st.builds(Slice, st.text(min_size=1, max_size=3), st.integers(0, 9), st.text(max_size=2)), min_size=1, max_size=8
+)
 
 
 @given(SLICES, SLICES)

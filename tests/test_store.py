@@ -17,7 +17,9 @@ def test_put_once(tmp_path):
 
 def test_of_many_writers_one_wins(tmp_path):
     folder, won = Folder(str(tmp_path)), []
-    threads = [threading.Thread(target=lambda n=n: won.append(folder.put("x", bytes([n]) * 100_000))) for n in range(16)]
+    threads = [
+        threading.Thread(target=lambda n=n: won.append(folder.put("x", bytes([n]) * 100_000))) for n in range(16)
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:

@@ -66,7 +66,9 @@ class VllmScorer:
 
     def __init__(self, model: str, *, dtype: str, max_length: int, max_batch_tokens: int) -> None:
         os.environ |= {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_NO_USAGE_STATS": "1", "TORCHDYNAMO_DISABLE": "1"}
-        os.environ["VLLM_ALLOW_LONG_MAX_MODEL_LEN"] = "1"  # the generated token is never fed back: no position beyond the model's
+        os.environ["VLLM_ALLOW_LONG_MAX_MODEL_LEN"] = (
+            "1"  # the generated token is never fed back: no position beyond the model's
+        )
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
         os.environ.setdefault("OMP_NUM_THREADS", "1")
         if os.path.isdir(model):

@@ -13,7 +13,9 @@ LENGTHS = [5, 17, 1, 9]
 
 @pytest.fixture(scope="module", params=["llama", "qwen2"])
 def model(request, tmp_path_factory):
-    return load_model(str(save_random_model(tmp_path_factory.mktemp("m") / "m", request.param, bos=False)), "float32", "cpu")
+    return load_model(
+        str(save_random_model(tmp_path_factory.mktemp("m") / "m", request.param, bos=False)), "float32", "cpu"
+    )
 
 
 def samples():

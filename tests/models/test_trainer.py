@@ -39,11 +39,18 @@ class Dying(list):
 
 
 def work(rank, world_size, model, out, port, dying, checkpoint_every_s):
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+    os.environ |= {
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "OMP_NUM_THREADS": "1",
+        "GLOO_SOCKET_IFNAME": "lo",
+    }
     torch.set_num_threads(1)
     dist.init_process_group("gloo", rank=rank, world_size=world_size)
     training, held_out = packs(9, 1), packs(3, 2)
-    steps = plan_steps([2] * 9, [sum(label >= 0 for label in pack.labels) for pack in training], epochs=2, samples_per_step=6, seed=0)
+    steps = plan_steps(
+        [2] * 9, [sum(label >= 0 for label in pack.labels) for pack in training], epochs=2, samples_per_step=6, seed=0
+    )
     settings = Settings(model, "float32", 1e-2, 1, 2, checkpoint_every_s)
     train(settings, Dying(training) if dying else training, held_out, steps, out)
     dist.destroy_process_group()
@@ -51,7 +58,9 @@ def work(rank, world_size, model, out, port, dying, checkpoint_every_s):
 
 def run(model, out, *, world_size=1, dying=False, checkpoint_every_s=1e9, port=29501):
     out.mkdir(parents=True, exist_ok=True)
-    mp.start_processes(work, (world_size, str(model), out, port, dying, checkpoint_every_s), world_size, start_method="spawn")
+    mp.start_processes(
+        work, (world_size, str(model), out, port, dying, checkpoint_every_s), world_size, start_method="spawn"
+    )
     return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
 
 
@@ -70,7 +79,9 @@ def test_two_uneven_ranks_equal_one(alone, random_model, tmp_path):
             if name in mine:
                 assert theirs[name] == pytest.approx(mine[name], rel=1e-5), (name, mine)
     one, two = (load_file(folder / "model" / "model.safetensors") for folder in (out, tmp_path))
-    assert max(float((one[name] - two[name]).norm() / one[name].norm()) for name in one) < 1e-3  # Adam magnifies rounding
+    assert (
+        max(float((one[name] - two[name]).norm() / one[name].norm()) for name in one) < 1e-3
+    )  # Adam magnifies rounding
 
 
 def test_loss_falls_and_starts_at_the_held_out_truth(alone):

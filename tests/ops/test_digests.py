@@ -14,7 +14,9 @@ ROWS = st.lists(
     ),
     max_size=20,
 )
-SCHEMA = pa.schema([("a", pa.string()), ("b", pa.int32()), ("c", pa.list_(pa.int32())), ("d", pa.list_(pa.float16(), 2))])
+SCHEMA = pa.schema(
+    [("a", pa.string()), ("b", pa.int32()), ("c", pa.list_(pa.int32())), ("d", pa.list_(pa.float16(), 2))]
+)
 
 
 def table(rows):
@@ -47,6 +49,9 @@ def test_equal_only_if_rows_are(one, two):
 
 def test_what_lies_under_a_null_is_not_looked_at():
     shown = pa.array([1, 2], pa.int32())
-    hidden = [pa.Array.from_buffers(pa.int32(), 2, [pa.py_buffer(b"\x01"), pa.py_buffer(np.array([1, n], np.int32))]) for n in (2, 3)]
+    hidden = [
+        pa.Array.from_buffers(pa.int32(), 2, [pa.py_buffer(b"\x01"), pa.py_buffer(np.array([1, n], np.int32))])
+        for n in (2, 3)
+    ]
     assert columns_digest(pa.table({"x": hidden[0]})) == columns_digest(pa.table({"x": hidden[1]}))
     assert columns_digest(pa.table({"x": hidden[0]})) != columns_digest(pa.table({"x": shown}))

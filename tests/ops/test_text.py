@@ -54,7 +54,9 @@ def test_id_words_keep_order_and_value(raw):
     ids = [value.hex() for value in raw]
     words = id_words(pa.array(ids, pa.string()))
     assert [id_hex(row) for row in words] == ids
-    assert sorted(map(tuple, words.tolist())) == [tuple(row) for row in id_words(pa.array(sorted(ids), pa.string())).tolist()]
+    assert sorted(map(tuple, words.tolist())) == [
+        tuple(row) for row in id_words(pa.array(sorted(ids), pa.string())).tolist()
+    ]
 
 
 def test_held_out_is_a_fixed_share_and_draws_are_independent_of_it():

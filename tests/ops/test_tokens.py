@@ -20,7 +20,9 @@ def test_prompt_has_bos_where_there_is_one(tokenizer):
 
 def test_braces_in_an_instruction_are_text(tokenizer):
     """str.format would fail on the first sample that holds a dict."""
-    text = tokenizer.decode(prompt_ids(tokenizer, "{instruction}!", ['{"a": {instruction}}'])[0], skip_special_tokens=True)
+    text = tokenizer.decode(
+        prompt_ids(tokenizer, "{instruction}!", ['{"a": {instruction}}'])[0], skip_special_tokens=True
+    )
     assert text == '{"a": {instruction}}!'
 
 

@@ -1,0 +1,52 @@
+# Two commands do all the set-up on a fresh Debian machine with Python 3.11 and a package index: make demo, make test.
+SHELL := /bin/bash
+PYTHON ?= python3
+BIN := .venv/bin
+SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
+export PIP_DISABLE_PIP_VERSION_CHECK = 1
+export OMP_NUM_THREADS ?= 1
+
+.PHONY: demo test check lock clean
+.DEFAULT_GOAL := demo
+
+demo: .venv/installed models/.made data/.made  ## the whole chain on synthetic data, then where report and model are
+	$(BIN)/raypipe run jobs/configs/demo.yaml
+
+test: .venv/installed .venv/browser  ## all tests, the quick ones first
+	$(BIN)/python -m pytest
+
+check: .venv/installed  ## formatting, lint, types
+	$(BIN)/ruff format --check raypipe jobs tests
+	$(BIN)/ruff check raypipe jobs tests
+	$(BIN)/mypy
+
+models/.made: | .venv/installed
+	$(BIN)/python -m raypipe.demo models && touch $@
+
+data/.made: | .venv/installed
+	$(BIN)/raypipe synth data/demo && touch $@
+
+.venv/installed: requirements.lock pyproject.toml
+	@start=$$SECONDS; set -e; \
+	$(call debian,libnuma1); \
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed, got $$($(PYTHON) --version). Run: make PYTHON=python3.11 $(MAKECMDGOALS)"; exit 2; }; \
+	$(PYTHON) -c 'import ensurepip' 2>/dev/null || { $(call debian,python3-venv); }; \
+	$(PYTHON) -m venv .venv; \
+	$(BIN)/pip install --quiet --no-deps -r requirements.lock; \
+	$(BIN)/pip install --quiet --no-deps --no-build-isolation -e .; \
+	touch $@; echo "environment installed in $$((SECONDS - start)) s"
+
+.venv/browser: .venv/installed
+	@set -e; $(call debian,chromium fonts-dejavu-core); touch $@
+
+lock: .venv/installed  ## after changing packages in .venv by hand
+	{ sed -n '/^#/p' requirements.lock; $(BIN)/pip freeze --all --exclude-editable | grep -v '^pip==' | sed 's/+cpu//' | sort -f; } > requirements.new
+	mv requirements.new requirements.lock
+
+clean:  ## everything that was made here
+	rm -rf .venv data models runs tests/screenshots .mypy_cache .ruff_cache .pytest_cache .hypothesis
+
+# Debian packages that are missing, installed where this user may.
+debian = for package in $(1); do dpkg -s $$package >/dev/null 2>&1 || missing="$$missing $$package"; done; \
+	if [ -n "$$missing" ]; then echo "installing Debian packages:$$missing"; $(SUDO) apt-get update -qq && \
+	DEBIAN_FRONTEND=noninteractive $(SUDO) -E apt-get install -y -qq --no-install-recommends $$missing >/dev/null; missing=; fi
