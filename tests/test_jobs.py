@@ -24,8 +24,9 @@ def free_ports(count):
 
 
 @pytest.fixture
-def cluster(tmp_path_factory):
-    """A head of its own, ended with its own processes only; the address of its job server."""
+def cluster(monkeypatch):
+    """A head of its own, ended with its own processes only; the address of its job server, and a client of it."""
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")  # `ray start` asks for a token otherwise, and this head is local
     ray, (port, dashboard, agent) = os.path.join(os.path.dirname(sys.executable), "ray"), free_ports(3)
     short = f"/tmp/rj{os.getpid()}"  # a socket path has at most 107 bytes
     words = [

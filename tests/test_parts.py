@@ -123,6 +123,6 @@ def test_what_can_never_fit_is_refused_before_it_starts():
     """Ray would wait for thirty minutes, and then fail."""
     with pytest.raises(ConfigError, match=r"64 actors.*room for \d+"):
         fit_actors(Pool(actors=(64, 64)), 100)
-    with pytest.raises(ConfigError, match="1.0 GPUs are asked for"):
+    with pytest.raises(ConfigError, match=r"1\.0 GPUs are asked for"):
         fit_actors(Pool(gpus=1, actors=(1, 1)), 100)
     assert fit_actors(Pool(), 1) == (1, 1)

@@ -1,4 +1,5 @@
 from functools import reduce
+from itertools import pairwise
 from operator import add
 
 import numpy as np
@@ -64,7 +65,7 @@ def test_same_bits_under_any_sharding(seed, cuts, metric):
     centers = x[:4]
     whole = kmeans.statistics(x, centers)
     edges = [0, *sorted(cuts), len(x)]
-    parts = reduce(add, (kmeans.statistics(x[a:b], centers) for a, b in zip(edges, edges[1:], strict=False)))
+    parts = reduce(add, (kmeans.statistics(x[a:b], centers) for a, b in pairwise(edges)))
     assert whole.sums_KD.tobytes() == parts.sums_KD.tobytes()
     assert whole.counts_K.tolist() == parts.counts_K.tolist() and whole.inertia == parts.inertia
 

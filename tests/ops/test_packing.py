@@ -44,7 +44,7 @@ def test_fill_on_code_lengths():
 
 
 def test_refuses_what_cannot_fit():
-    with pytest.raises(ValueError, match="1..8"):
+    with pytest.raises(ValueError, match=r"1\.\.8"):
         best_fit([9], 8)
 
 
