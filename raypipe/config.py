@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import difflib
 import json
-import math
 import os
 import re
 from pathlib import Path
@@ -278,26 +277,3 @@ def local_path(path: str) -> str:
     if scheme := re.match(r"([A-Za-z][A-Za-z0-9+.-]*)://", path):
         raise ConfigError(f"{path}: storage {scheme[1]}:// cannot be reached by this version. Use a folder")
     return os.path.abspath(os.path.expanduser(path))
-
-
-def canonical_json(value: Any) -> str:
-    """The one text of a value, for digests. ConfigError for anything whose text is not stable (sets, objects, NaN)."""
-    _refuse_unstable(value, "")
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-
-
-def _refuse_unstable(value: Any, where: str) -> None:
-    if isinstance(value, dict):
-        for key, item in value.items():
-            if not isinstance(key, str):
-                raise ConfigError(f"recipe{where}: key {key!r} is a {type(key).__name__}, wanted a string")
-            _refuse_unstable(item, f"{where}.{key}")
-    elif isinstance(value, list | tuple):
-        for place, item in enumerate(value):
-            _refuse_unstable(item, f"{where}[{place}]")
-    elif isinstance(value, float) and not math.isfinite(value):
-        raise ConfigError(f"recipe{where}: {value} has no stable form. Use a finite number")
-    elif not isinstance(value, str | int | float | None):
-        raise ConfigError(
-            f"recipe{where}: a {type(value).__name__} has no stable form. Use strings, numbers, lists, mappings"
-        )

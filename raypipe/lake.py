@@ -13,8 +13,8 @@ import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
-from raypipe.config import canonical_json
 from raypipe.errors import ConfigError, DataError
+from raypipe.ops.digests import canonical_json
 
 CHAIN_LENGTH = 12  # hex digits
 

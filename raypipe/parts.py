@@ -4,8 +4,7 @@
 overlapping; the driver sees one small receipt a part. `fold_parts` (and `Shards`, for several folds over rows kept in
 memory): parts to a small state with `+`, merged in part order. `map_items` is for work that is not one part to one part.
 
-A part travels as ONE row. Whatever in Ray Data splits, merges or drops works on rows of a block, so a one-row envelope
-passes all of it, also when the part has no rows, and batch_size=1 means "one part". Wrapping is zero-copy.
+A part travels as one row, an Envelope, because Ray Data cuts, joins and drops blocks by their rows.
 
 Actors hold their CPUs to the end, so an actor reserves 0.9 CPU and each read and write task 0.1: there is always a CPU to
 read with, and no step equals another (equal ones would be fused, and the model would wait for every read).
@@ -14,7 +13,6 @@ read with, and no step equals another (equal ones would be fused, and the model 
 from __future__ import annotations
 
 import itertools
-import json
 import logging
 import sys
 import time
@@ -26,7 +24,6 @@ from operator import add
 from typing import Any, Protocol
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import ray
 import ray.data
 from ray.exceptions import RayTaskError
@@ -34,8 +31,9 @@ from ray.util.annotations import RayDeprecationWarning
 from tqdm import tqdm
 
 from raypipe.config import Pool
+from raypipe.envelope import Envelope
 from raypipe.errors import ConfigError, DataError, RaypipeError
-from raypipe.stage import Table, check_aligned, encode_part
+from raypipe.stage import Table, check_aligned, columns_digest_of, count_rows, encode_part
 from raypipe.store import Folder
 
 log = logging.getLogger("raypipe")
@@ -88,8 +86,8 @@ def map_parts(
         )
         .iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
     )
-    rows = (receipt for batch in receipts for receipt in batch.to_pylist())
-    done = [receipt["part"] for receipt in track(map(_checked, rows), out.path, len(todo), "parts")]
+    opened = (Envelope.open(batch.slice(row, 1)).check() for batch in receipts for row in range(len(batch)))
+    done = [receipt.part for receipt in track(opened, out.path, len(todo), "parts")]
     if sorted(done) != sorted(todo):
         raise DataError(
             f"{out.path}: got {len(done)} receipts, wanted {len(todo)}. Run again: committed parts are kept"
@@ -188,9 +186,10 @@ def _apply(function: Callable[[Any], Any], item: Any) -> Any:
 def _read(batch: dict[str, Any], inputs: list[Table]) -> pa.Table:
     part = str(batch["part"][0])
     try:
-        return _envelope(part, [table.read(part) for table in inputs])
+        tables = tuple(table.read(part) for table in inputs)
     except RaypipeError as error:
-        return _envelope(part, [pa.table({}) for _ in inputs], error=error)
+        return Envelope.failed(part, error).seal()
+    return Envelope(part, tables, {str(n): columns_digest_of(table) for n, table in enumerate(tables)}).seal()
 
 
 class _Call:
@@ -199,85 +198,30 @@ class _Call:
     def __init__(self, make: Callable[[], PartFunction]) -> None:
         self.function = make()
 
-    def __call__(self, envelope: pa.Table) -> pa.Table:
-        part, tables, account = _open(envelope)
-        if account["error"]:
-            return _envelope(part, [pa.table({})], **account)
+    def __call__(self, sealed: pa.Table) -> pa.Table:
+        given = Envelope.open(sealed)
+        if given.error:
+            return sealed
         started = time.perf_counter()
         try:
-            table = self.function(tables)
-            if "sample_id" in table.column_names and "sample_id" in tables[0].column_names:
-                check_aligned(table, tables[0].column("sample_id"), part)
+            table = self.function(list(given.tables))
+            check_aligned(table, given.tables[0], given.part)
         except RaypipeError as error:
-            return _envelope(part, [pa.table({})], error=error)
-        return _envelope(part, [table], seconds=time.perf_counter() - started, inputs=account["inputs"])
+            return Envelope.failed(given.part, error).seal()
+        return Envelope(given.part, (table,), given.inputs, time.perf_counter() - started).seal()
 
 
-def _write(envelope: pa.Table, out: Folder) -> pa.Table:
-    """Commit, then return a receipt. A part with an error is not written, so the next run makes it again."""
-    part, (table,), account = _open(envelope)
-    if not account["error"]:
-        try:
-            out.put(
-                part, encode_part(table, counts=count_rows(table), seconds=account["seconds"], inputs=account["inputs"])
-            )
-        except RaypipeError as error:
-            account["error"] = [type(error).__name__, str(error)]
-    return pa.table({"part": [part], "error": [json.dumps(account["error"])]})
-
-
-def count_rows(table: pa.Table) -> dict[str, int]:
-    """Rows by status or reason; where a table has neither, by whether the column after sample_id is there."""
-    for name in ("status", "reason"):
-        if name in table.column_names:
-            return {str(item["values"]): item["counts"] for item in pc.value_counts(table[name]).to_pylist()}
-    nulls = table.column(min(1, table.num_columns - 1)).null_count
-    return {name: count for name, count in (("ok", len(table) - nulls), ("null", nulls)) if count}
-
-
-def _envelope(
-    part: str, tables: Sequence[pa.Table], *, error: Any = None, seconds: float = 0.0, inputs: Any = None
-) -> pa.Table:
-    if isinstance(error, RaypipeError):
-        error = [type(error).__name__, str(error)]
-    if inputs is None:
-        metadata = [(table.schema.metadata or {}).get(b"raypipe") for table in tables]
-        inputs = {str(place): json.loads(text)["columns"] for place, text in enumerate(metadata) if text}
-    account = json.dumps({"error": error, "seconds": seconds, "inputs": inputs})
-    columns = {f"rows_{place}": _as_one_row(table) for place, table in enumerate(tables)}
-    return pa.table({"part": [part], "account": [account], **columns})
-
-
-def _as_one_row(table: pa.Table) -> pa.Array:
-    table = table.combine_chunks()
-    columns = [column.chunk(0) if column.num_chunks else pa.array([], column.type) for column in table.columns]
-    fields = [pa.field(name, column.type) for name, column in zip(table.column_names, columns, strict=True)]
-    if not columns:
-        columns, fields = [pa.nulls(0)], [pa.field("none", pa.null())]
-    return pa.LargeListArray.from_arrays(
-        pa.array([0, len(columns[0])], pa.int64()), pa.StructArray.from_arrays(columns, fields=fields)
-    )
-
-
-def _open(envelope: pa.Table) -> tuple[str, list[pa.Table], dict[str, Any]]:
-    """`flatten`, not `values`: Ray hands out slices, and `values` ignores the slice."""
-    rows = [envelope[name].chunk(0).flatten() for name in envelope.column_names if name.startswith("rows_")]
-    return (
-        envelope["part"][0].as_py(),
-        [pa.Table.from_struct_array(row) for row in rows],
-        json.loads(envelope["account"][0].as_py()),
-    )
-
-
-def _checked(receipt: dict[str, Any]) -> dict[str, Any]:
-    if error := json.loads(receipt["error"]):
-        kind, text = error
-        raise next(known for known in _errors(RaypipeError) if known.__name__ == kind)(text)
-    return receipt
-
-
-def _errors(kind: type[RaypipeError]) -> list[type[RaypipeError]]:
-    return [kind, *(known for child in kind.__subclasses__() for known in _errors(child))]
+def _write(sealed: pa.Table, out: Folder) -> pa.Table:
+    """Commit, then return an empty envelope as receipt. A part with an error is not written: the next run makes it again."""
+    made = Envelope.open(sealed)
+    if made.error:
+        return sealed
+    try:
+        (table,) = made.tables
+        out.put(made.part, encode_part(table, counts=count_rows(table), seconds=made.seconds, inputs=made.inputs))
+    except RaypipeError as error:
+        return Envelope.failed(made.part, error).seal()
+    return Envelope(made.part).seal()
 
 
 def _get(reference: Any) -> Any:

@@ -176,6 +176,9 @@ def ray_session() -> Iterator[None]:
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # its daemons write to this terminal
         local = {"include_dashboard": False}
     ray.init(address=address or "local", log_to_driver=False, logging_level="ERROR", **local)
+    have = ray.cluster_resources()
+    where = f"the cluster at {address}" if address else "this machine"
+    log.info("ray on %s: %g CPUs, %g GPUs", where, have.get("CPU", 0), have.get("GPU", 0))
     try:
         yield
     finally:

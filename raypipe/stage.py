@@ -19,13 +19,14 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from raypipe.config import Config, canonical_json
+from raypipe.config import Config
 from raypipe.errors import DataError
 from raypipe.identity import git_commit, package_versions
 from raypipe.lake import Lake
-from raypipe.ops.digests import columns_digest
+from raypipe.ops.digests import canonical_json, columns_digest
 from raypipe.store import Folder
 
 log = logging.getLogger("raypipe")
@@ -181,9 +182,26 @@ def add_up(footers: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     return {"rows": rows, "bytes": size, "actor_s": round(seconds, 3), "counts": dict(sorted(counts.items()))}
 
 
-def check_aligned(table: pa.Table, sample_id: pa.ChunkedArray, part: str) -> None:
-    """DataError unless a row-wise stage answered row for row."""
-    if not table.column("sample_id").equals(sample_id):
+def columns_digest_of(table: pa.Table) -> str:
+    """What the part that a table was read from says of its columns."""
+    return str(json.loads(table.schema.metadata[FOOTER])["columns"])
+
+
+def count_rows(table: pa.Table) -> dict[str, int]:
+    """Rows by status or reason; where a table has neither, by whether the column after sample_id is there."""
+    for name in ("status", "reason"):
+        if name in table.column_names:
+            return {str(item["values"]): item["counts"] for item in pc.value_counts(table[name]).to_pylist()}
+    nulls = table.column(min(1, table.num_columns - 1)).null_count
+    return {name: count for name, count in (("ok", len(table) - nulls), ("null", nulls)) if count}
+
+
+def check_aligned(made: pa.Table, given: pa.Table, part: str) -> None:
+    """DataError unless a row-wise stage answered row for row; tables without sample_id are not row-wise."""
+    if not {"sample_id"} <= set(made.column_names) & set(given.column_names):
+        return
+    if not made.column("sample_id").equals(given.column("sample_id")):
         raise DataError(
-            f"{part}: got {len(table)} rows with other sample_ids, wanted the {len(sample_id)} rows of ingest in order. Remove the folder and run again"
+            f"{part}: got {len(made)} rows with other sample_ids, wanted the {len(given)} rows of ingest in order. "
+            "Remove the folder and run again"
         )

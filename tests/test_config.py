@@ -1,10 +1,8 @@
 import pathlib
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from raypipe.config import Config, all_keys, canonical_json, load_config
+from raypipe.config import Config, all_keys, load_config
 from raypipe.errors import ConfigError
 
 MINIMAL = """
@@ -103,31 +101,3 @@ def test_every_shipped_config_is_valid():
 def test_every_key_has_its_own_leaf_path():
     keys = all_keys(Config)
     assert len(keys) == len(set(keys)) and "resources.score.max_batch_tokens" in keys
-
-
-JSON = st.recursive(
-    st.none()
-    | st.booleans()
-    | st.integers(-9, 9)
-    | st.floats(allow_nan=False, allow_infinity=False)
-    | st.text(max_size=3),
-    lambda child: st.lists(child, max_size=3) | st.dictionaries(st.text(max_size=3), child, max_size=3),
-    max_leaves=8,
-)
-
-
-@given(JSON)
-def test_canonical_json_does_not_know_the_order_of_keys(value):
-    def backwards(item):
-        if isinstance(item, dict):
-            return {key: backwards(item[key]) for key in reversed(item)}
-        return [backwards(child) for child in item] if isinstance(item, list) else item
-
-    assert canonical_json(backwards(value)) == canonical_json(value)
-
-
-@pytest.mark.parametrize("value", [{1: "a"}, {"a": {1, 2}}, [float("nan")], object()])
-def test_unstable_values_are_refused(value):
-    """A recipe of an object's address would never be found again."""
-    with pytest.raises(ConfigError, match="recipe"):
-        canonical_json(value)

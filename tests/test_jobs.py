@@ -75,6 +75,7 @@ def test_train_before_prepare_then_prepare_then_train(cluster, tmp_path, random_
     assert status == "FAILED" and "manifest" in log and "python jobs/prepare.py CONFIG" in log, log
     status, log = submit(address, client, "prepare", config)
     assert status == "SUCCEEDED", log
+    assert "ray on the cluster at" in log, "RAY_ADDRESS was not honoured"
     assert "pack done" in log and "train starts" not in log
     status, log = submit(address, client, "train", config)
     assert status == "SUCCEEDED", log

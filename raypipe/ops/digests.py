@@ -1,16 +1,21 @@
-"""A digest of a table's values: equal for equal columns, whatever the chunks, slices, padding or file encoding.
+"""What makes two things the same: the one text of a value, and a digest of a table's values.
 
-Two runs of one part differ in bytes (their footers hold seconds) and are equal when this digest is.
+Two runs of one part differ in bytes (their footers hold seconds) and are equal when their columns' digests are: whatever the
+chunks, slices, padding or file encoding.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
+import math
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+
+from raypipe.errors import ConfigError
 
 
 def columns_digest(table: pa.Table) -> str:
@@ -35,3 +40,26 @@ def _update(digest: Any, array: pa.Array) -> None:
         digest.update(b"".join(array.cast(pa.large_binary()).to_pylist()))
     else:
         digest.update(array.to_numpy(zero_copy_only=False).tobytes())
+
+
+def canonical_json(value: Any) -> str:
+    """The one text of a value, for digests. ConfigError for anything whose text is not stable (sets, objects, NaN)."""
+    _refuse_unstable(value, "")
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+
+
+def _refuse_unstable(value: Any, where: str) -> None:
+    if isinstance(value, dict):
+        for key, item in value.items():
+            if not isinstance(key, str):
+                raise ConfigError(f"recipe{where}: key {key!r} is a {type(key).__name__}, wanted a string")
+            _refuse_unstable(item, f"{where}.{key}")
+    elif isinstance(value, list | tuple):
+        for place, item in enumerate(value):
+            _refuse_unstable(item, f"{where}[{place}]")
+    elif isinstance(value, float) and not math.isfinite(value):
+        raise ConfigError(f"recipe{where}: {value} has no stable form. Use a finite number")
+    elif not isinstance(value, str | int | float | None):
+        raise ConfigError(
+            f"recipe{where}: a {type(value).__name__} has no stable form. Use strings, numbers, lists, mappings"
+        )

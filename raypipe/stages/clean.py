@@ -73,7 +73,8 @@ def find_duplicates(bucket: tuple[int, int], ids: Table) -> NDArray[np.int64]:
         pieces.append(np.stack([high[a:b], low, np.full(b - a, place, np.uint64), row.astype(np.uint64)]))
     high, low, place, row = np.concatenate(pieces, axis=1)
     order = np.lexsort([row, place, low, high])
-    same = np.concatenate([[False], (high[order][1:] == high[order][:-1]) & (low[order][1:] == low[order][:-1])])
+    same = np.zeros(len(order), bool)
+    same[1:] = (high[order][1:] == high[order][:-1]) & (low[order][1:] == low[order][:-1])
     first = order[np.maximum.accumulate(np.where(same, 0, np.arange(len(order))))]
     later = order[same]
     return np.stack([place[later], row[later], place[first[same]], row[first[same]]]).astype(np.int64)

@@ -1,9 +1,11 @@
 import numpy as np
 import pyarrow as pa
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from raypipe.ops.digests import columns_digest
+from raypipe.errors import ConfigError
+from raypipe.ops.digests import canonical_json, columns_digest
 
 ROWS = st.lists(
     st.tuples(
@@ -55,3 +57,31 @@ def test_what_lies_under_a_null_is_not_looked_at():
     ]
     assert columns_digest(pa.table({"x": hidden[0]})) == columns_digest(pa.table({"x": hidden[1]}))
     assert columns_digest(pa.table({"x": hidden[0]})) != columns_digest(pa.table({"x": shown}))
+
+
+JSON = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-9, 9)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(max_size=3),
+    lambda child: st.lists(child, max_size=3) | st.dictionaries(st.text(max_size=3), child, max_size=3),
+    max_leaves=8,
+)
+
+
+@given(JSON)
+def test_canonical_json_does_not_know_the_order_of_keys(value):
+    def backwards(item):
+        if isinstance(item, dict):
+            return {key: backwards(item[key]) for key in reversed(item)}
+        return [backwards(child) for child in item] if isinstance(item, list) else item
+
+    assert canonical_json(backwards(value)) == canonical_json(value)
+
+
+@pytest.mark.parametrize("value", [{1: "a"}, {"a": {1, 2}}, [float("nan")], object()])
+def test_unstable_values_are_refused(value):
+    """A recipe of an object's address would never be found again."""
+    with pytest.raises(ConfigError, match="recipe"):
+        canonical_json(value)
