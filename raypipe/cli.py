@@ -52,7 +52,8 @@ def _status(options: argparse.Namespace) -> None:
 def _synth(options: argparse.Namespace) -> None:
     from raypipe.synth import write_lake
 
-    print(write_lake(local_path(options.dir), num_samples=options.num_samples, seed=options.seed))
+    account = write_lake(local_path(options.dir), num_samples=options.num_samples, seed=options.seed)
+    print(f"{options.dir}: {screen.planted(account)}")
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:

@@ -82,6 +82,13 @@ def summary(planned: Plan) -> str:
     return "\n".join(lines)
 
 
+def planted(account: Mapping[str, int]) -> str:
+    """What a synthetic lake holds, in known numbers."""
+    kinds = ", ".join(f"{account[kind]:,} {kind.replace('_', ' ')}" for kind in ("exact_duplicates", "malformed"))
+    within = ", ".join(f"{account[kind]:,} {kind.replace('_', ' ')}" for kind in ("near_duplicates", "mismatched"))
+    return f"{account['rows']:,} rows = {account['samples']:,} samples (of them {within}) + {kinds}"
+
+
 def duration(seconds: float) -> str:
     minutes, seconds = divmod(seconds, 60)
     hours, minutes = divmod(int(minutes), 60)

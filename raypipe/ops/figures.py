@@ -109,7 +109,7 @@ def nearest_few(found: Sequence[Exemplar], keep: int) -> tuple[Exemplar, ...]:
     most = {True: keep - keep // 2, False: keep // 2}
     ordered = (
         sorted(group, key=lambda e: (e.sq_distance, e.sample_id))[: most[key[1]]]
-        for key, group in sorted(groups.items())
+        for key, group in sorted(groups.items(), key=lambda item: (item[0][0], not item[0][1]))
     )
     return tuple(exemplar for group in ordered for exemplar in group)
 
@@ -151,6 +151,9 @@ class Measure:
 
     def _exemplars(self, values: Mapping[str, NDArray[Any]], part: str) -> list[Exemplar]:
         (shown,) = np.nonzero(np.isin(values["reason"], [SELECTED, BELOW_CUT, IFD_TOO_HIGH]))
+        shown = _first_of_each(
+            2 * values["cluster_id"] + (values["reason"] == SELECTED), shown, values["sq_distance"], self.exemplars
+        )
         names = ("reason", "ifd", "perplexity_conditional", "perplexity_unconditional")
         return [
             Exemplar(
@@ -219,6 +222,15 @@ class DrawPoints:
         return Points(
             rows_of(rows, "cosine"), draws[inside], rows.column("cluster_id").to_numpy(), reason == SELECTED, ids
         )
+
+
+def _first_of_each(
+    group_N: NDArray[Any], among: NDArray[np.int64], key_N: NDArray[Any], count: int
+) -> NDArray[np.int64]:
+    """Of the rows `among`, the `count` of each group with the lowest keys."""
+    order = among[np.lexsort([key_N[among], group_N[among]])]
+    rank = np.arange(len(order)) - np.searchsorted(group_N[order], group_N[order])
+    return np.asarray(order[rank < count])
 
 
 def _count(name: str, values: NDArray[Any]) -> NDArray[np.int64]:
