@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from raypipe import pipeline, screen
 from raypipe.config import load_config, local_path
-from raypipe.errors import RaypipeError
+from raypipe.errors import RaypipeError, Stopped
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -23,6 +23,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except RaypipeError as error:
         print(f"raypipe: {error}", file=sys.stderr)
         return error.exit_code
+    except KeyboardInterrupt:
+        print("raypipe: stopped. A rerun goes on from the parts that are committed", file=sys.stderr)
+        return Stopped.exit_code
     return 0
 
 

@@ -24,6 +24,15 @@ Fraction01 = Annotated[float, Field(ge=0, lt=1)]
 Positive = Annotated[int, Field(ge=1)]
 
 
+def _has_instruction(template: str) -> str:
+    if template != "chat" and "{instruction}" not in template:
+        raise ValueError("must be 'chat' or contain {instruction}")
+    return template
+
+
+Template = Annotated[str, pydantic.AfterValidator(_has_instruction)]
+
+
 class Section(pydantic.BaseModel):
     model_config = pydantic.ConfigDict(frozen=True, extra="forbid", strict=True)
     NOT_CONTENT: ClassVar[frozenset[str]] = frozenset()
@@ -63,7 +72,7 @@ class Score(Section):
     NOT_CONTENT = frozenset({"model"})
     model: str | None = None  # null: the top-level model
     backend: Literal["auto", "vllm", "transformers"] = "auto"
-    template: str | None = None  # null: the top-level template
+    template: Template | None = None  # null: the top-level template
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
     max_length: Annotated[int, Field(ge=2)] = 4096  # tokens, instruction and response together
 
@@ -133,7 +142,7 @@ class Config(Section):
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._@-]*$")]
     seed: Annotated[int, Field(ge=0)] = 42
     model: str
-    template: str = "### Instruction:\n{instruction}\n### Response:\n"  # or: chat (the tokenizer's own)
+    template: Template = "### Instruction:\n{instruction}\n### Response:\n"  # or: chat (the tokenizer's own)
     ingest: Ingest
     embed: Embed
     cluster: Cluster = Cluster()
@@ -144,13 +153,6 @@ class Config(Section):
     report: Report = Report()
     storage: Storage
     resources: Resources = Resources()
-
-    @field_validator("template")
-    @classmethod
-    def _has_instruction(cls, template: str) -> str:
-        if template != "chat" and "{instruction}" not in template:
-            raise ValueError("must be 'chat' or contain {instruction}")
-        return template
 
     @property
     def score_model(self) -> str:
@@ -201,7 +203,7 @@ def _override(tree: dict[str, Any], override: str) -> None:
     *parents, leaf = key.split(".")
     node = tree
     for parent in parents:
-        child = node.setdefault(parent, {})
+        child = node[parent] = {} if node.get(parent) is None else node[parent]
         if not isinstance(child, dict):
             raise ConfigError(f"override {override!r}: {parent} is a value, not a section")
         node = child
@@ -232,17 +234,16 @@ def _fault(fault: Any) -> str:
 
 def _nearest(names: list[str]) -> str | None:
     """The valid key closest to an unknown one: first in its own section, then anywhere."""
-    everywhere = list(all_keys(Config))
-    prefix = ".".join([*names[:-1], ""])
-    siblings = [
-        key
-        for key in everywhere
-        if key.rpartition(".")[0] + "." == prefix or (not prefix.strip(".") and "." not in key)
-    ]
-    by_leaf = {key.rpartition(".")[2]: key for key in [*everywhere, *siblings]}  # siblings win
-    near = difflib.get_close_matches(names[-1], [key.rpartition(".")[2] for key in siblings], 1, 0.6)
-    near = near or difflib.get_close_matches(names[-1], list(by_leaf), 1, 0.75)
-    return by_leaf[near[0]] if near else None
+    parent, keys = ".".join(names[:-1]), all_keys(Config)
+    siblings = {_leaf(key): key for key in keys if key == f"{parent}.{_leaf(key)}".lstrip(".")}
+    for known, likeness in ((siblings, 0.6), ({_leaf(key): key for key in keys}, 0.75)):
+        if near := difflib.get_close_matches(names[-1], known, 1, likeness):
+            return known[near[0]]
+    return None
+
+
+def _leaf(key: str) -> str:
+    return key.rpartition(".")[2]
 
 
 def all_keys(section: type[Section], prefix: str = "") -> list[str]:

@@ -24,9 +24,11 @@ def make_models(folder: Path) -> None:
     link_embedder(folder / "all-MiniLM-L6-v2")
     if not (folder / "tiny").exists():
         import torch
+        from transformers.utils.logging import disable_progress_bar
 
         from raypipe.models.tiny import train_tiny_model
 
+        disable_progress_bar()
         torch.set_num_threads(1)  # the same weights everywhere, and no waiting for a busy core
         template = str(Config.model_fields["template"].default)
         figures = train_tiny_model(pretraining_samples(LAKE_CHUNKS), folder / "tiny", template=template)

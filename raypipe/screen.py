@@ -53,9 +53,8 @@ def _row(stage: str, folder: Folder, manifest: Mapping[str, Any] | None, total_p
         parts = len(manifest["parts"])
         return stage, leaf, f"{parts}/{parts}" if parts else "-", f"{manifest['rows']:,}" if parts else "-", "done"
     there = folder.list()
-    if not there:
-        return stage, leaf, "-", "-", "to do"
-    return stage, leaf, f"{sum(name.startswith('part-') for name in there)}/{total_parts}", "-", "unfinished"
+    parts = sum(name.startswith("part-") for name in there)
+    return stage, leaf, f"{parts}/{total_parts}" if parts else "-", "-", "unfinished" if there else "to do"
 
 
 def _aligned(rows: list[tuple[str, ...]]) -> str:

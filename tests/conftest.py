@@ -4,11 +4,13 @@ A skip is allowed for two reasons only: no GPU, or no ../shared. Anything else t
 """
 
 import os
+import tempfile
 import time
 from collections import defaultdict
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # two threads on a busy machine cost three times the CPU
+os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="raypipe-cache-")  # empty, as on a fresh machine
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 

@@ -38,6 +38,7 @@ def test_a_small_run_needs_five_keys(load):
         ("cluster.num_clusters='10'", 'cluster.num_clusters: Input should be a valid integer, got "10"'),
         ("select.strategy=best", "'paper', 'random'"),
         ("template=hello", "{instruction}"),
+        ("score.template=hello", "{instruction}"),
         ("resources.embed.actors=[3, 1]", "[min, max] expected, got [3, 1]"),
         ("storage.root=gs://bucket/x", "gs://"),
         ("name=a/b", "name"),
@@ -75,6 +76,17 @@ def test_missing_file():
 def test_numbers_as_people_write_them(load, number):
     """PyYAML reads 5e-5 as a string."""
     assert load(MINIMAL, f"train.learning_rate={number}").train.learning_rate == 5e-5
+
+
+def test_a_recorded_config_can_be_run_again(load, tmp_path):
+    """The report tells its reader to do so."""
+    config = load()
+    (tmp_path / "again.yaml").write_text(config.model_dump_json())
+    assert load_config(tmp_path / "again.yaml") == config
+
+
+def test_override_of_an_empty_section(load):
+    assert load(MINIMAL + "score:", "score.dtype=float32").score.dtype == "float32"
 
 
 def test_override_replaces_a_list_whole(load):

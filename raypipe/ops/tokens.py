@@ -5,13 +5,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from raypipe.errors import ConfigError
+
 Tokens = list[int]
 IGNORED = -100  # label of a token that is not a target
 
 
 def prompt_ids(tokenizer: Any, template: str, instructions: Sequence[str]) -> list[Tokens]:
-    """[BOS, where there is one] + the rendered instruction; `chat` renders with the tokenizer's own template."""
+    """[BOS, where there is one] + the rendered instruction; `chat` renders with the tokenizer's own template (ConfigError if none)."""
     if template == "chat":
+        if tokenizer.chat_template is None:
+            raise ConfigError(
+                f"template: chat: {tokenizer.name_or_path} has no chat template. Give a template with {{instruction}}"
+            )
         return [_chat_ids(tokenizer, instruction) for instruction in instructions]
     bos = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
     texts = [template.replace("{instruction}", instruction) for instruction in instructions]

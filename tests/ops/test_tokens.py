@@ -1,5 +1,6 @@
 import pytest
 
+from raypipe.errors import ConfigError
 from raypipe.models.packed import load_tokenizer
 from raypipe.ops.tokens import IGNORED, anchor_ids, prompt_ids, text_ids, training_sequence
 from tests.lakes import save_random_model
@@ -33,3 +34,14 @@ def test_responses_have_no_special_tokens(tokenizer):
 
 def test_labels_are_response_and_eos():
     assert training_sequence([7, 8], [5], 0) == ([7, 8, 5, 0], [IGNORED, IGNORED, 5, 0])
+
+
+def test_chat_is_the_tokenizers_own_form(tokenizer):
+    """The template writes its own BOS, where the model wants one: none may be added to it."""
+    with pytest.raises(ConfigError, match="has no chat template"):
+        prompt_ids(tokenizer, "chat", ["add"])
+    tokenizer.chat_template = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}<assistant>"
+    try:
+        assert tokenizer.decode(prompt_ids(tokenizer, "chat", ["a {b}"])[0]) == "<user>a {b}<assistant>"
+    finally:
+        tokenizer.chat_template = None
