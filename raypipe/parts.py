@@ -68,7 +68,13 @@ def map_parts(
     _quiet_ray_data()
     receipts = (
         ray.data.from_items([{"part": part} for part in todo], override_num_blocks=len(todo))
-        .map_batches(_read, batch_size=1, fn_kwargs={"inputs": list(inputs)}, num_cpus=IO_CPUS, max_retries=RETRIES)
+        .map_batches(
+            _read,
+            batch_size=1,
+            fn_kwargs={"inputs": [table.bare() for table in inputs]},
+            num_cpus=IO_CPUS,
+            max_retries=RETRIES,
+        )
         .map_batches(
             _Call,
             batch_size=1,
@@ -134,7 +140,7 @@ def shards(inputs: Sequence[Table], *, pool: Pool, keep: bool) -> Iterator[Shard
     cuts = [len(parts) * n // count for n in range(count + 1)]
     options = {"num_cpus": ACTOR_CPUS, "num_gpus": pool.gpus, "max_restarts": RETRIES, "max_task_retries": RETRIES}
     remote = ray.remote(_Shard).options(**options)
-    actors = [remote.remote(list(inputs), parts[a:b], keep) for a, b in itertools.pairwise(cuts)]
+    actors = [remote.remote([table.bare() for table in inputs], parts[a:b], keep) for a, b in itertools.pairwise(cuts)]
     try:
         yield Shards(inputs, actors)
     finally:

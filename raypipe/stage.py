@@ -57,6 +57,10 @@ class Table:
     def only(self, *columns: str) -> Table:
         return replace(self, columns=columns)
 
+    def bare(self) -> Table:
+        """Where to read and what, without the part list and manifest: what a task needs of thousands of parts."""
+        return replace(self, parts=(), manifest={})
+
     def read(self, part: str) -> pa.Table:
         """The columns asked for; the part's name is put beside its account in the schema's metadata."""
         with self.folder.open(part) as file:
@@ -112,6 +116,7 @@ def run_stage(stage: Stage, made_of: Mapping[str, Any], config: Config, inputs: 
     started = time.monotonic()
     result: Result = importlib.import_module(f"raypipe.stages.{stage.name}").run(config, inputs, out)
     footers = part_footers(out, result.parts)
+    totals = _checked_totals(footers, inputs, out)
     wall_s = round(time.monotonic() - started, 3)
     manifest = {
         "stage": stage.name,
@@ -119,7 +124,7 @@ def run_stage(stage: Stage, made_of: Mapping[str, Any], config: Config, inputs: 
         "lake": lake,
         "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "wall_s": wall_s,  # of the session that finished it
-        **add_up(footers),
+        **totals,
         "summary": dict(result.summary),
         "config": config.model_dump(mode="json"),
         "packages": package_versions(),
@@ -127,15 +132,22 @@ def run_stage(stage: Stage, made_of: Mapping[str, Any], config: Config, inputs: 
         "parts": footers,
     }
     out.put(manifest_name(lake), json.dumps(manifest, indent=1).encode())
-    log.info(
-        "%s done: %d parts, %s rows, %s, %.1f s",
-        stage.name,
-        len(footers),
-        f"{manifest['rows']:,}",
-        manifest["counts"],
-        wall_s,
-    )
+    counts = ", ".join(f"{count:,} {name}" for name, count in totals["counts"].items())
+    said = f": {len(footers):,} parts, {totals['rows']:,} rows ({counts})" if footers else ""
+    log.info("%s done in %.1f s%s", stage.name, wall_s, said)
     return open_table(out, manifest)
+
+
+def _checked_totals(footers: Sequence[Mapping[str, Any]], inputs: Inputs, out: Folder) -> dict[str, Any]:
+    """Footers added up; DataError unless a row-wise stage has as many rows as what it was made from."""
+    totals, parts = add_up(footers), tuple(footer["name"] for footer in footers)
+    for name, table in inputs.tables.items():
+        if parts == table.parts and totals["rows"] != table.manifest["rows"]:
+            raise DataError(
+                f"{out.path}: got {totals['rows']:,} rows, wanted the {table.manifest['rows']:,} of {name}. "
+                "Remove the folder and run again"
+            )
+    return totals
 
 
 def encode_part(

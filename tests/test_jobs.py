@@ -76,7 +76,7 @@ def test_train_before_prepare_then_prepare_then_train(cluster, tmp_path, random_
     status, log = submit(address, client, "prepare", config)
     assert status == "SUCCEEDED", log
     assert "ray on the cluster at" in log, "RAY_ADDRESS was not honoured"
-    assert "pack done" in log and "train starts" not in log
+    assert "pack done in" in log and "train starts" not in log
     status, log = submit(address, client, "train", config)
     assert status == "SUCCEEDED", log
     assert "train starts" in log and "ingest starts" not in log

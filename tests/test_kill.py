@@ -1,6 +1,8 @@
-"""kill -9 of the driver in embed and in score; the rerun has another number of workers."""
+"""kill -9 of the driver in embed, in score and in training; the rerun has another number of workers."""
 
+import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,6 +17,9 @@ pytestmark = pytest.mark.slow
 
 
 def committed(folder):
+    """Parts and whole checkpoints."""
+    if (folder / "checkpoints").is_dir():
+        return {path.parent.name: () for path in folder.glob("checkpoints/*/.metadata")}
     return {path.name: (path.stat().st_ino, path.stat().st_mtime_ns) for path in folder.glob("part-*")}
 
 
@@ -59,3 +64,28 @@ def test_killed_driver_resumes_without_rewriting(tmp_path, random_model, embedde
         after = committed(stage_folder(root, stage))
         assert {name: after[name] for name in before} == before, f"{stage} wrote a committed part again"
     assert digests(root) == wanted
+
+
+def steps_of(root):
+    lines = (stage_folder(root, "train") / "metrics.jsonl").read_text().splitlines()
+    return [(line["step"], line["loss"]) for line in map(json.loads, lines) if "loss" in line]
+
+
+def test_killed_training_goes_on_from_its_checkpoint(finished, tmp_path):
+    """Two workers, killed, then one: the losses are those of an unbroken run, every step is there once."""
+    words = ["train.epochs=3", "train.samples_per_step=4", "train.checkpoint_every_s=0.01", "--until", "train"]
+    roots = {name: tmp_path / name for name in ("unbroken", "killed")}
+    for root in roots.values():
+        shutil.copytree(finished[0] / "root", root)
+    done = raypipe("run", finished[1], f"storage.root={roots['unbroken']}", *words)
+    assert done.returncode == 0, done.stderr
+    again = [finished[1], f"storage.root={roots['killed']}", *words]
+    start_and_kill(again, roots["killed"], "train", after=2)
+    killed_at = len(steps_of(roots["killed"]))
+    done = raypipe("run", *again, "resources.train.workers=[1, 1]")
+    assert done.returncode == 0, done.stderr
+    wanted, got = steps_of(roots["unbroken"]), steps_of(roots["killed"])
+    assert 2 <= killed_at < len(wanted), "killed too late to show anything"
+    assert [step for step, _ in got] == [step for step, _ in wanted] == list(range(1, len(wanted) + 1))
+    assert [loss for _, loss in got] == pytest.approx([loss for _, loss in wanted], rel=1e-5)
+    assert (stage_folder(roots["killed"], "train") / "model" / "config.json").exists()

@@ -13,6 +13,7 @@ import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -71,9 +72,9 @@ class HeldOut:
     num_tokens: list[int]
 
     @property
-    def loss(self) -> float:
-        """Token mean; NaN where nothing is held out."""
-        return sum(self.nll) / sum(self.num_tokens) if self.num_tokens else float("nan")
+    def loss(self) -> float | None:
+        """Token mean; None where nothing is held out."""
+        return sum(self.nll) / sum(self.num_tokens) if self.num_tokens else None
 
 
 def train(settings: Settings, packs: Packs, held_out: Packs, steps: Sequence[Step], out: Path) -> None:
@@ -105,11 +106,7 @@ class _Run:
         self.optimiser = torch.optim.AdamW(
             self.model.parameters(), lr=settings.learning_rate, weight_decay=WEIGHT_DECAY
         )
-
-        def factor(step: int) -> float:
-            return learning_rate_factor(step, warmup_steps=settings.warmup_steps, total_steps=total_steps)
-
-        self.factor = factor
+        self.factor = partial(learning_rate_factor, warmup_steps=settings.warmup_steps, total_steps=total_steps)
 
     def step(self, number: int, step: Step, packs: Packs) -> None:
         started = time.monotonic()
@@ -121,9 +118,9 @@ class _Run:
         for places in micro_batches(step.packs, self.rank, self.world_size, self.settings.packs_each):
             batch = self._batch([packs[place] for place in places])
             nll, _ = target_nll(self.model, batch)
-            part = nll.sum() * (1 / step.target_tokens if places else 0)
-            part.backward()
-            loss += part.detach()
+            share = nll.sum() * (1 / step.target_tokens if places else 0)
+            share.backward()
+            loss += share.detach()
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), CLIP_NORM)
         self.optimiser.step()
         self.optimiser.zero_grad()
