@@ -140,7 +140,7 @@ class Resources(Section):
 
 class Config(Section):
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._@-]*$")]
-    seed: Annotated[int, Field(ge=0)] = 42
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 42
     model: str
     template: Template = "### Instruction:\n{instruction}\n### Response:\n"  # or: chat (the tokenizer's own)
     ingest: Ingest
@@ -171,8 +171,8 @@ def load_config(path: str | Path, overrides: tuple[str, ...] | list[str] = ()) -
         raise ConfigError(
             f"{path}: the configuration cannot be read ({error.strerror}). Give the path of a YAML file"
         ) from error
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: not valid YAML: {error}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not valid YAML in UTF-8: {error}") from error
     if not isinstance(tree, dict):
         raise ConfigError(f"{path}: got {type(tree).__name__}, wanted a mapping of sections. See README, 'One file'")
     for override in overrides:
@@ -184,7 +184,8 @@ class _Loader(yaml.SafeLoader):
     """SafeLoader that refuses duplicate keys and reads 1e-5 as the number that YAML 1.2 says it is."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        merge = "tag:yaml.org,2002:merge"
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value if key.tag != merge]
         for key in keys:
             if keys.count(key) > 1:
                 raise yaml.constructor.ConstructorError(None, None, f"key {key!r} is given twice", node.start_mark)
@@ -260,7 +261,8 @@ def _absolute(config: Config) -> Config:
     """Local paths made absolute: actors run in other working directories. A model that is no local path stays a Hub id."""
 
     def model(name: str) -> str:
-        return os.path.abspath(name) if os.path.exists(name) else name
+        path = os.path.expanduser(name)
+        return os.path.abspath(path) if os.path.exists(path) else name
 
     return config.model_copy(
         update={

@@ -31,7 +31,8 @@ def make_models(folder: Path) -> None:
         disable_progress_bar()
         torch.set_num_threads(1)  # the same weights everywhere, and no waiting for a busy core
         template = str(Config.model_fields["template"].default)
-        figures = train_tiny_model(pretraining_samples(LAKE_CHUNKS), folder / "tiny", template=template)
+        figures = train_tiny_model(pretraining_samples(LAKE_CHUNKS), folder / ".tiny", template=template)
+        (folder / ".tiny").rename(folder / "tiny")
         log.info("tiny model: %s", figures)
 
 

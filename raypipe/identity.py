@@ -96,9 +96,12 @@ def _hub_revision(key: str, model: str) -> str:
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
     missing = f"{key}: {model}: no such model directory, and the Hub does not have it or cannot be reached"
+    http_error = HfHubHTTPError.__mro__[
+        1
+    ]  # of the HTTP library, which is another one with another version of the Hub's
     try:
         return str(huggingface_hub.HfApi().model_info(model, timeout=10).sha)
-    except (HfHubHTTPError, HFValidationError, OSError, RuntimeError) as error:
+    except (http_error, HFValidationError, OSError, RuntimeError) as error:
         local = huggingface_hub.try_to_load_from_cache(model, "config.json") if "/" in model else None
         if isinstance(local, str):
             return Path(local).parent.name

@@ -37,7 +37,7 @@ from raypipe.stage import Table, check_aligned, columns_digest_of, count_rows, e
 from raypipe.store import Folder
 
 log = logging.getLogger("raypipe")
-ACTOR_CPUS, IO_CPUS, IO_TASKS = 0.9, 0.1, 2
+ACTOR_CPUS, IO_CPUS = 0.9, 0.1
 RETRIES = 3  # of a part whose process died; Ray's default is for ever
 
 PartFunction = Callable[[list[pa.Table]], pa.Table]
@@ -65,7 +65,8 @@ def map_parts(
     if not todo:
         return parts
     low, high = fit_actors(pool, len(todo))
-    _quiet_ray_data()
+    log.info("%s: %d of %d parts to make, %d actors", _leaf(out.path), len(todo), len(parts), high)
+    _prepare_ray_data()
     receipts = (
         ray.data.from_items([{"part": part} for part in todo], override_num_blocks=len(todo))
         .map_batches(
@@ -153,36 +154,59 @@ def fold_parts(function: Callable[[list[pa.Table]], Mergeable], inputs: Sequence
         return once.fold(function)
 
 
+def device_of(pool: Pool) -> str:
+    """Where an actor of this pool computes. Ray shows an actor that reserved no GPU all of them."""
+    return "cuda" if pool.gpus else "cpu"
+
+
 def fit_actors(pool: Pool, num_parts: int) -> tuple[int, int]:
-    """(min, max) actors that this cluster can hold beside the read and write tasks; ConfigError where the minimum cannot."""
-    resources = ray.cluster_resources()
-    tenths = round(resources.get("CPU", 0) * 10) - round(IO_TASKS * IO_CPUS * 10)
-    room = tenths // round(ACTOR_CPUS * 10)
-    if pool.gpus:
-        room = min(room, int(resources.get("GPU", 0) / pool.gpus))
-    low, high = pool.actors or (1, max(room, 1))
-    if low > room:
+    """(min, max) actors for this cluster and so many parts; ConfigError where the minimum cannot fit."""
+    low, high = pool.actors or (1, sys.maxsize)
+    high = fit(low, high, pool.gpus, "actors")
+    return min(low, num_parts), min(high, num_parts)
+
+
+def fit(low: int, high: int, gpus: float, what: str) -> int:
+    """How many actors or workers, at most `high`, the nodes can hold; ConfigError for fewer than `low`: Ray would wait for ever."""
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    cpus_gpus = [(node.get("CPU", 0.0), node.get("GPU", 0.0)) for node in nodes]
+    if (found := room(cpus_gpus, gpus)) < low:
         raise ConfigError(
-            f"resources: {low} actors of {ACTOR_CPUS} CPUs and {pool.gpus} GPUs are asked for, but the cluster has "
-            f"{resources.get('CPU', 0):g} CPUs and {resources.get('GPU', 0):g} GPUs, room for {room}. Lower actors, or add nodes"
+            f"resources: {low} {what} of {ACTOR_CPUS} CPUs and {gpus:g} GPUs are asked for, and the cluster has "
+            f"{sum(cpus for cpus, _ in cpus_gpus):g} CPUs and {sum(g for _, g in cpus_gpus):g} GPUs on {len(nodes)} nodes: "
+            f"room for {found}. Ask for fewer, or add nodes"
         )
-    if pool.actors and high > room:
-        log.info("at most %d actors fit this cluster, %d were allowed", room, high)
-    high = max(1, min(high, room, num_parts))
-    return min(low, high), high
+    if found < high < sys.maxsize:
+        log.info("at most %d %s fit this cluster, %d were allowed", found, what, high)
+    return min(found, high)
+
+
+def room(cpus_gpus: Sequence[tuple[float, float]], gpus: float) -> int:
+    """Actors that fit nodes of so many CPUs and GPUs, none across two nodes or GPUs, with a tenth of a CPU left to read with."""
+    fitting, spare = 0, 0
+    for node_cpus, node_gpus in cpus_gpus:
+        tenths = round(node_cpus * 10)
+        here = tenths // round(ACTOR_CPUS * 10)
+        if gpus:
+            here = min(here, int(node_gpus) * int(1 / gpus) if gpus <= 1 else int(node_gpus / gpus))
+        fitting, spare = fitting + here, spare + tenths - here * round(ACTOR_CPUS * 10)
+    return fitting if spare or not fitting else fitting - 1
 
 
 def track(done: Iterable[Any], label: str, total: int, unit: str) -> Iterator[Any]:
     """Pass through, showing a live line on a terminal and a log line every 30 s elsewhere."""
-    label, started = label.rpartition("/")[2], time.monotonic()
-    last = started
+    last = started = time.monotonic()
     for count, item in enumerate(
-        tqdm(done, label, total, unit=f" {unit}", leave=False, disable=not sys.stderr.isatty()), 1
+        tqdm(done, _leaf(label), total, unit=f" {unit}", leave=False, disable=not sys.stderr.isatty()), 1
     ):
         yield item
         if not sys.stderr.isatty() and (now := time.monotonic()) - last > 30:
             last, left = now, (now - started) * (total - count) / count
-            log.info("%s %d/%d %s, about %.0f s left", label, count, total, unit, left)
+            log.info("%s %d/%d %s, about %.0f s left", _leaf(label), count, total, unit, left)
+
+
+def _leaf(path: str) -> str:
+    return path.rpartition("/")[2]
 
 
 def _apply(function: Callable[[Any], Any], item: Any) -> Any:
@@ -199,15 +223,21 @@ def _read(batch: dict[str, Any], inputs: list[Table]) -> pa.Table:
 
 
 class _Call:
-    """An actor: makes the part function once, then calls it once a part."""
+    """An actor: makes the part function once, then calls it once a part. An error of ours in making it is each part's error."""
 
     def __init__(self, make: Callable[[], PartFunction]) -> None:
-        self.function = make()
+        self.refusal: RaypipeError | None = None
+        try:
+            self.function = make()
+        except RaypipeError as error:
+            self.refusal = error
 
     def __call__(self, sealed: pa.Table) -> pa.Table:
         given = Envelope.open(sealed)
         if given.error:
             return sealed
+        if self.refusal:
+            return Envelope.failed(given.part, self.refusal).seal()
         started = time.perf_counter()
         try:
             table = self.function(list(given.tables))
@@ -254,13 +284,16 @@ class _Shard:
         return tables
 
 
-def _quiet_ray_data() -> None:
-    """A dataset copies its settings when it is made. Without max_errored_blocks=0 a part that raises could be skipped.
+def _prepare_ray_data() -> None:
+    """Before a dataset is made, as it copies its settings then.
 
-    Retries have no named parameter yet (Ray 2.60), and Ray warns of the only way to bound them.
+    Without max_errored_blocks=0 a part that raises could be skipped. The guard against no progress counts only finished
+    parts, so it would end a run whose parts take half an hour; what can never fit is refused before. Retries have no named
+    parameter yet (Ray 2.60), and Ray warns of the only way to bound them.
     """
     warnings.filterwarnings("ignore", category=RayDeprecationWarning)
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = context.print_on_execution_start = False
     context.max_errored_blocks = 0
+    context.execution_no_progress_timeout_s = -1
     logging.getLogger("ray.data").setLevel(logging.ERROR)

@@ -100,6 +100,7 @@ class Plan:
 
 def plan(config: Config, from_stage: str | None = None) -> Plan:
     """What a run of this config is made of. Starts nothing; lists the lake unless `from_stage` takes it from the run file."""
+    _check_names(from_stage)
     root = Folder(config.storage.root)
     score = config.score.model_copy(update={"backend": resolved_backend(config.score.backend)})
     config = config.model_copy(update={"score": score})
@@ -123,12 +124,12 @@ def plan(config: Config, from_stage: str | None = None) -> Plan:
 
 def run(config: Config, *, from_stage: str | None = None, until: str | None = None) -> Plan:
     """Run what is left of the stages up to `until`; returns the plan as it then is."""
-    _check_names(from_stage, until)
+    _check_names(until)
     planned = plan(config, from_stage)
     wanted = planned.stages[: STAGE_NAMES.index(until) + 1] if until else planned.stages
     todo = [step for step in wanted if not step.done]
+    _record(planned)
     if todo:
-        _record(planned)
         with ray_session():
             for step in todo:
                 run_stage(step.stage, step.recipe, planned.config, _inputs(planned, step.stage), step.folder)
@@ -206,12 +207,16 @@ def _inputs(planned: Plan, stage: Stage) -> Inputs:
 
 
 def _record(planned: Plan) -> None:
-    """Name the run's folders before any of them gets its first object."""
+    """Name the run's folders before any of them gets its first object; also where they are all there, but of another run."""
     config = planned.config.model_dump(mode="json")
     record = {"name": planned.config.name, "lake": planned.lake.digest, "folders": planned.folders, "config": config}
-    (Folder(planned.config.storage.root) / "runs").replace(
-        f"{planned.config.name}.json", json.dumps(record, indent=1).encode()
+    runs, name, data = (
+        Folder(planned.config.storage.root) / "runs",
+        f"{planned.config.name}.json",
+        json.dumps(record, indent=1),
     )
+    if not (runs.has(name) and runs.read(name) == data.encode()):
+        runs.replace(name, data.encode())
 
 
 def _recorded_lake(root: Folder, config: Config, from_stage: str) -> Lake:

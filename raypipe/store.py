@@ -35,10 +35,10 @@ class Folder:
 
     def list(self) -> list[str]:
         """Names directly inside, sorted; nothing where the folder is not there yet."""
-        try:
-            return sorted(name for name in os.listdir(self.path) if not name.startswith("."))
-        except FileNotFoundError:
+        if not os.path.isdir(self.path):
             return []
+        with _refusals(self.path):
+            return sorted(name for name in os.listdir(self.path) if not name.startswith("."))
 
     def read(self, name: str) -> bytes:
         with _refusals(self.uri(name)):

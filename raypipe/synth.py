@@ -10,7 +10,7 @@ import json
 from functools import partial
 
 from raypipe.errors import ConfigError
-from raypipe.ops.synthetic import chunk_lines, count_rows, num_chunks
+from raypipe.ops.synthetic import NUM_NAMES, chunk_lines, count_rows, num_chunks
 from raypipe.pipeline import ray_session
 from raypipe.store import Folder
 
@@ -19,8 +19,8 @@ ACCOUNT = "_synth.json"
 
 def write_lake(path: str, *, num_samples: int, seed: int) -> dict[str, int]:
     """Counts of rows by kind. Files that are there are kept; ConfigError where they are of another lake."""
-    if num_samples < 1:
-        raise ConfigError(f"--num-samples: got {num_samples}, wanted at least 1")
+    if not 1 <= num_samples <= NUM_NAMES:
+        raise ConfigError(f"--num-samples: got {num_samples}, wanted 1 to {NUM_NAMES:,}")
     out, account = Folder(path), {"seed": seed, "num_samples": num_samples, **count_rows(num_samples)}
     if out.has(ACCOUNT) and (found := json.loads(out.read(ACCOUNT))) != account:
         raise ConfigError(

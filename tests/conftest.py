@@ -79,10 +79,18 @@ def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: "slow" in item.keywords)
 
 
-def pytest_runtest_logreport(report):
+def _note_skip(report):
     if report.skipped:
         reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
         _skips.append((report.nodeid, reason.removeprefix("Skipped: ")))
+
+
+def pytest_collectreport(report):
+    _note_skip(report)
+
+
+def pytest_runtest_logreport(report):
+    _note_skip(report)
     _seconds["slow" if "slow" in report.keywords else "unmarked"] += report.duration
 
 

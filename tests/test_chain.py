@@ -158,11 +158,25 @@ def test_read_gives_a_dataset(finished):
     assert table.num_rows == manifest(finished[0] / "root", "select")["rows"] and "reason" in table.column_names
 
 
+def test_a_finished_run_takes_its_name_back(copy):
+    """Two selections under one name: what `read`, `status` and jobs/train.py see is what was run last."""
+    root, words = copy
+    first = digests(root)
+    assert raypipe("run", *words, "select.keep_fraction=0.2", "--until", "select").returncode == 0
+    assert digests(root)["select"] != first["select"]
+    assert raypipe("run", *words).returncode == 0 and digests(root) == first
+
+
 def test_one_more_file_computes_only_its_own_parts(tmp_path, random_model, embedder):
-    """A nightly lake: in ingest, clean, embed and score old parts are neither made nor touched."""
+    """A nightly lake: in ingest, clean, embed and score old parts are neither made nor touched.
+
+    It holds an empty file and one of duplicates only, as real ones do.
+    """
     lake, spare = tmp_path / "lake", tmp_path / "spare"
     write_lake(spare, num_samples=120, files=5)
     lake.mkdir()
+    (lake / "day-000-empty.jsonl").write_text("\n")
+    shutil.copy(spare / "day-000.jsonl.gz", lake / "day-000-again.jsonl.gz")
     for path in sorted(spare.iterdir())[:4]:
         path.rename(lake / path.name)
     config = write_config(tmp_path / "test.yaml", model=random_model, embedder=embedder)
@@ -174,13 +188,16 @@ def test_one_more_file_computes_only_its_own_parts(tmp_path, random_model, embed
     }
     last = next(spare.iterdir())
     last.rename(lake / last.name)
-    assert raypipe("run", config, "--until", "score").returncode == 0
+    grown = raypipe("run", config, "--until", "score")
+    assert grown.returncode == 0
     for stage in row_wise:
         assert stage_folder(tmp_path / "root", stage) == folders[stage], f"{stage} has another folder"
         after = {path.name: path.stat().st_mtime_ns for path in folders[stage].glob("part-*")}
         assert {name: after[name] for name in before[stage]} == before[stage], f"{stage} wrote an old part again"
         new = set(after) - set(before[stage])
-        assert new and all(name.startswith("part-0000004-") for name in new)
+        assert new and all(name.startswith("part-0000006-") for name in new)
+        made = f"{len(new)} of {len(after)} parts" if stage != "ingest" else "1 of 7 files"
+        assert f"{folders[stage].name}: {made} to make" in grown.stderr, f"{stage} computed an old part again"
     whole = tmp_path / "unbroken"
     done = raypipe("run", config, f"storage.root={whole}", "--until", "score")
     assert done.returncode == 0 and digests(whole) == digests(tmp_path / "root")

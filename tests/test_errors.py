@@ -61,7 +61,7 @@ def test_wrong_column(config):
         2,
         "ingest.columns.response",
         "'output'",
-        "the first row has 'instruction', 'response'",
+        "has 'instruction', 'response', 'family', 'language'",
         words=[config, "ingest.columns.response=output"],
     )
 

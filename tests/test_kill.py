@@ -60,6 +60,8 @@ def test_killed_driver_resumes_without_rewriting(tmp_path, random_model, embedde
         assert 3 <= len(before) < len(wanted[stage]), f"{stage} was killed too late to show anything"
     done = raypipe("run", config, "--until", "select", "resources.score.actors=[1, 1]")
     assert done.returncode == 0, done.stderr
+    left, total = len(wanted["score"]) - len(in_score), len(wanted["score"])
+    assert f"score-{stage_folder(root, 'score').name[6:]}: {left} of {total} parts to make" in done.stderr
     for stage, before in (("embed", in_embed), ("score", in_score)):
         after = committed(stage_folder(root, stage))
         assert {name: after[name] for name in before} == before, f"{stage} wrote a committed part again"
@@ -81,6 +83,8 @@ def test_killed_training_goes_on_from_its_checkpoint(finished, tmp_path):
     assert done.returncode == 0, done.stderr
     again = [finished[1], f"storage.root={roots['killed']}", *words]
     start_and_kill(again, roots["killed"], "train", after=2)
+    metrics = stage_folder(roots["killed"], "train") / "metrics.jsonl"
+    before, checkpoints = metrics.read_text().splitlines(), committed(metrics.parent)
     killed_at = len(steps_of(roots["killed"]))
     done = raypipe("run", *again, "resources.train.workers=[1, 1]")
     assert done.returncode == 0, done.stderr
@@ -88,4 +92,8 @@ def test_killed_training_goes_on_from_its_checkpoint(finished, tmp_path):
     assert 2 <= killed_at < len(wanted), "killed too late to show anything"
     assert [step for step, _ in got] == [step for step, _ in wanted] == list(range(1, len(wanted) + 1))
     assert [loss for _, loss in got] == pytest.approx([loss for _, loss in wanted], rel=1e-5)
-    assert (stage_folder(roots["killed"], "train") / "model" / "config.json").exists()
+    kept = [line for line in before if json.loads(line)["step"] <= max(int(name[5:]) for name in checkpoints)]
+    assert len(kept) >= 3 and metrics.read_text().splitlines()[: len(kept)] == kept, (
+        "steps before the checkpoint were run again"
+    )
+    assert (metrics.parent / "model" / "config.json").exists()

@@ -9,15 +9,15 @@ from numpy.typing import NDArray
 
 
 class Embedder:
-    def __init__(self, model: str) -> None:
+    def __init__(self, model: str, device: str) -> None:
         from sentence_transformers import SentenceTransformer
 
-        self.model = SentenceTransformer(model)
+        self.model = SentenceTransformer(model, device=device)
         self.model.eval()
 
     @property
     def dimensions(self) -> int:
-        return int(self.model.get_embedding_dimension() or 0)
+        return int(self.model.get_embedding_dimension())
 
     def embed(self, texts: Sequence[str]) -> NDArray[np.float16]:
         """[N, D]. `encode` sorts by length, so a part's batches hold texts of like length."""

@@ -93,6 +93,10 @@ def packed_attention(
         raise ConfigError(
             f"model: its attention window is {window} tokens, got a sample of {longest}. Lower pack.max_length and score.max_length"
         )
+    if unknown := [name for name in ("softcap", "s_aux") if options.get(name) is not None]:
+        raise ConfigError(
+            f"model: its attention wants {unknown[0]}, which packed attention has not. Use score.backend=vllm, or another model"
+        )
     if query.is_cuda:
         return _varlen(query, key, value, bounds, longest, scale), None
     sizes = bounds.diff().tolist()

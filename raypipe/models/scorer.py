@@ -22,20 +22,18 @@ class Scorer(Protocol):
     def nll(self, sequences: Sequence[Tokens], num_context: Sequence[int]) -> NDArray[np.float64]: ...
 
 
-def make_scorer(backend: str, model: str, *, dtype: str, max_length: int, max_batch_tokens: int) -> Scorer:
+def make_scorer(backend: str, model: str, *, device: str, dtype: str, max_length: int, max_batch_tokens: int) -> Scorer:
     kind = VllmScorer if backend == "vllm" else TransformersScorer
-    return kind(model, dtype=dtype, max_length=max_length, max_batch_tokens=max_batch_tokens)
+    return kind(model, device=device, dtype=dtype, max_length=max_length, max_batch_tokens=max_batch_tokens)
 
 
 class TransformersScorer:
     """Many sequences a forward pass, packed end to end and isolated; longest first, up to max_batch_tokens."""
 
-    def __init__(self, model: str, *, dtype: str, max_length: int, max_batch_tokens: int) -> None:
-        import torch
-
+    def __init__(self, model: str, *, device: str, dtype: str, max_length: int, max_batch_tokens: int) -> None:
         from raypipe.models.packed import load_model
 
-        self.device = "cuda" if torch.cuda.is_available() else "cpu"
+        self.device = device
         self.model = load_model(model, dtype, self.device).eval()
         self.max_batch_tokens = max_batch_tokens
 
@@ -64,7 +62,7 @@ class TransformersScorer:
 class VllmScorer:
     """vLLM in this process; both passes of many samples in one `generate`, which schedules them by tokens."""
 
-    def __init__(self, model: str, *, dtype: str, max_length: int, max_batch_tokens: int) -> None:
+    def __init__(self, model: str, *, device: str, dtype: str, max_length: int, max_batch_tokens: int) -> None:
         os.environ |= {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_NO_USAGE_STATS": "1", "TORCHDYNAMO_DISABLE": "1"}
         os.environ["VLLM_ALLOW_LONG_MAX_MODEL_LEN"] = (
             "1"  # the generated token is never fed back: no position beyond the model's
@@ -73,7 +71,6 @@ class VllmScorer:
         os.environ.setdefault("OMP_NUM_THREADS", "1")
         if os.path.isdir(model):
             os.environ["HF_HUB_OFFLINE"] = "1"
-        import torch
         from vllm import LLM, SamplingParams
 
         self.engine: Any = LLM(
@@ -85,7 +82,7 @@ class VllmScorer:
             disable_log_stats=True,
             max_model_len=max_length + 1,  # vLLM must generate one token
             max_num_batched_tokens=max(max_batch_tokens, max_length + 1),
-            **({} if torch.cuda.is_available() else {"kv_cache_memory_bytes": 256 << 20}),
+            **({} if device == "cuda" else {"kv_cache_memory_bytes": _kv_cache_bytes(model, max_length + 1)}),
         )
         self.sampling = SamplingParams(
             max_tokens=1, temperature=0.0, prompt_logprobs=0, detokenize=False, flat_logprobs=True
@@ -95,6 +92,16 @@ class VllmScorer:
         prompts = [{"prompt_token_ids": tokens} for tokens in sequences]
         outputs = self.engine.generate(prompts, self.sampling, use_tqdm=False)
         return np.array([_tail_nll(output.prompt_logprobs, n) for output, n in zip(outputs, num_context, strict=True)])
+
+
+def _kv_cache_bytes(model: str, num_tokens: int) -> int:
+    """Of two sequences of `num_tokens` at 4 bytes a value, at least 256 MiB: on CPU vLLM takes what it is told."""
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(model)
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return int(max(256 << 20, 2 * num_tokens * 2 * config.num_hidden_layers * heads * head_dim * 4))
 
 
 def _tail_nll(logprobs: Any, num_context: int) -> float:

@@ -226,7 +226,8 @@ class _Run:
 def _shard(model: Any, dtype: str, device: str) -> Any:
     policy = MixedPrecisionPolicy(param_dtype=getattr(torch, dtype), reduce_dtype=torch.float32)
     mesh = dist.init_device_mesh(device, (dist.get_world_size(),))
-    for layer in model.get_decoder().layers:
+    blocks = set(model._no_split_modules or ())  # transformers' names for a model's layers
+    for layer in [module for module in model.modules() if type(module).__name__ in blocks]:
         fully_shard(layer, mesh=mesh, mp_policy=policy)
     fully_shard(model, mesh=mesh, mp_policy=policy)
     for module in model.modules():

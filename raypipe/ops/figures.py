@@ -87,16 +87,16 @@ class Figures:
             "selected": both[1][a:b].tolist(),
         }
 
-    def medians(self, name: str) -> dict[str, float]:
+    def medians(self, name: str) -> dict[str, float | None]:
         return {
             who: median_of(row, FINE[name]) for who, row in zip(("all", "selected"), self.counts[name], strict=True)
         }
 
 
-def median_of(counts: NDArray[np.int64], edges: NDArray[Any]) -> float:
-    """Middle of the bin that holds the lower median; 0 where nothing was counted."""
+def median_of(counts: NDArray[np.int64], edges: NDArray[Any]) -> float | None:
+    """Middle of the bin that holds the lower median; None where nothing was counted."""
     if not counts.sum():
-        return 0.0
+        return None
     place = int(np.searchsorted(np.cumsum(counts), (counts.sum() + 1) // 2))
     return float((edges[place] + edges[place + 1]) / 2)
 

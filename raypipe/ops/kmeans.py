@@ -34,7 +34,7 @@ def rows_of(table: pa.Table, metric: str) -> NDArray[np.float32]:
     """[N, D] embeddings that are there, on the grid; for cosine of unit length. A zero row stays zero."""
     column = table.column("embedding").combine_chunks()
     array = (pa.concat_arrays(column.chunks) if isinstance(column, pa.ChunkedArray) else column).drop_null()
-    x_ND = array.flatten().to_numpy(zero_copy_only=False).reshape(len(array), -1).astype(np.float32)
+    x_ND = array.flatten().to_numpy(zero_copy_only=False).reshape(len(array), column.type.list_size).astype(np.float32)
     if metric == "cosine":
         x_ND = unit_rows(x_ND)
     return np.asarray(np.rint(x_ND * ROW_GRID) / ROW_GRID, dtype=np.float32)

@@ -22,6 +22,7 @@ from raypipe.config import Select
 from raypipe.ops.text import draw, id_words, is_held_out
 
 BUCKET_BITS = 20
+BY_CLUSTER = ("paper", "cluster_random")  # the other strategies know one group, 0
 SELECTED, HELD_OUT, IFD_TOO_HIGH, BELOW_CUT = "selected", "held_out", "ifd_too_high", "below_cut"
 
 
@@ -52,7 +53,7 @@ def view(tables: list[pa.Table], config: Select, seed: int) -> Rows:
         "",
     )
     group = _numbers(cluster.column("cluster_id"), -1).astype(np.int64)
-    if config.strategy in ("random", "global_ifd", "longest"):
+    if config.strategy not in BY_CLUSTER:
         group = np.zeros_like(group)
     if config.strategy in ("random", "cluster_random"):
         key = draw(ids, seed)

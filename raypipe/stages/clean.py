@@ -54,7 +54,11 @@ class Mark:
         status[rows] = "duplicate"
         evidence[rows] = duplicates.column("first").to_pylist()
         return pa.table(
-            {"sample_id": samples.column("sample_id"), "status": status, "evidence": pa.array(evidence, pa.string())}
+            {
+                "sample_id": samples.column("sample_id"),
+                "status": pa.array(status, pa.string()),
+                "evidence": pa.array(evidence, pa.string()),
+            }
         )
 
 

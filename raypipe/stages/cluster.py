@@ -38,7 +38,7 @@ def run(config: Config, inputs: Inputs, out: Folder) -> Result:
         with shards([embed], pool=pool, keep=True) as held:
             _fit(held.fold, config.cluster, config.seed, num_rows, out)
     parts = map_parts(partial(Assign, out, config.cluster.metric), [embed], out, pool=pool)
-    return Result(parts, _load_json(out))
+    return Result(parts, _figures(out))
 
 
 class Assign:
@@ -67,7 +67,7 @@ def _fit(fold: kmeans.Fold, config: Cluster, seed: int, num_rows: int, out: Fold
     out.put("counts.npy", npy(final.counts_K))
 
 
-def _load_json(out: Folder) -> dict[str, Any]:
+def _figures(out: Folder) -> dict[str, Any]:
     """Figures for the manifest, from what the fit left in the folder."""
     counts_K = load_npy(out, "counts.npy")
     return {

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import logging
 import time
 import zlib
 from collections import Counter
@@ -19,14 +20,13 @@ from functools import partial
 from typing import IO, Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from raypipe.config import Columns, Config
 from raypipe.errors import ConfigError, DataError, StorageError
 from raypipe.lake import Lake, Slice
 from raypipe.ops.text import Reject, Sample, parse_line
 from raypipe.parts import map_items
-from raypipe.stage import Inputs, Result, add_up, encode_part, part_footers
+from raypipe.stage import Inputs, Result, Table, add_up, encode_part, part_footers
 from raypipe.store import Folder
 
 SCHEMA = pa.schema(
@@ -41,6 +41,7 @@ SCHEMA = pa.schema(
 REJECTED_SCHEMA = pa.schema(
     [("source_uri", pa.string()), ("source_line", pa.int64()), ("reason", pa.string()), ("raw", pa.binary())]
 )
+log = logging.getLogger("raypipe")
 RAW_BYTES = 1 << 16  # kept of a rejected line
 
 
@@ -48,6 +49,7 @@ def run(config: Config, inputs: Inputs, out: Folder) -> Result:
     lake = inputs.lake
     finished = set(_by_slice(lake, out.list()))
     todo = [place for place in range(len(lake.slices)) if place not in finished]
+    log.info("%s: %d of %d files to make", out.path.rpartition("/")[2], len(todo), len(lake.slices))
     work = [(place, lake.slices[place], lake.chain[place]) for place in todo]
     map_items(
         partial(ingest_slice, out=out, columns=config.ingest.columns, part_bytes=config.ingest.part_bytes),
@@ -143,24 +145,28 @@ def _by_slice(lake: Lake, names: Sequence[str]) -> dict[int, list[str]]:
 def _check_budget(config: Config, counts: dict[str, int], out: Folder) -> None:
     samples, read = counts.get("ok", 0), sum(counts.values())
     reasons = {name: count for name, count in sorted(counts.items(), key=lambda item: -item[1]) if name != "ok"}
-    wrong_column = [name for name in reasons if name.startswith("no_") and reasons[name] == read]
-    if wrong_column:
-        wanted = wrong_column[0].removeprefix("no_").removesuffix("_column")
-        column = getattr(config.ingest.columns, wanted)
+    said = ", ".join(f"{count:,} {name}" for name, count in reasons.items())
+    if not samples and (commonest := next(iter(reasons), "")).endswith("_column"):
+        wanted = commonest.removeprefix("no_").removesuffix("_column")
         raise ConfigError(
-            f"ingest.columns.{wanted}: no row has the column {column!r} ({read:,} rows read). Set it to a field of the lake's rows; {_example(out)}"
+            f"ingest.columns.{wanted}: no row has {getattr(config.ingest.columns, wanted)!r} ({read:,} rows read: {said}). "
+            f"Set it to a field of the lake's rows; {_example(out, commonest)}"
         )
     if not samples:
-        raise DataError(f"ingest: {read:,} rows read, none is a sample: {reasons}. See {out.path}/_rejected")
+        raise DataError(f"ingest: {read:,} rows read, none is a sample: {said}. See {out.path}/_rejected")
     if (read - samples) / read > config.ingest.max_rejected_fraction:
         raise DataError(
-            f"ingest: {read - samples:,} of {read:,} rows rejected ({(read - samples) / read:.2%}): {reasons}; allowed "
-            f"{config.ingest.max_rejected_fraction:.2%}. Look at {out.path}/_rejected, then mend the lake or raise ingest.max_rejected_fraction"
+            f"ingest: {read - samples:,} of {read:,} rows rejected ({(read - samples) / read:.2%}): {said}; allowed "
+            f"{config.ingest.max_rejected_fraction:.2%}. Look at {out.path}/_rejected, then mend the lake or raise "
+            "ingest.max_rejected_fraction"
         )
 
 
-def _example(out: Folder) -> str:
+def _example(out: Folder, reason: str) -> str:
+    """What fields the first row rejected for this reason has."""
     folder = out / "_rejected"
-    with folder.open(folder.list()[0]) as file:
-        row = json.loads(pq.read_table(file, columns=["raw"])["raw"][0].as_py())
-    return f"the first row has {', '.join(map(repr, row))}"
+    rejects = (row for part in folder.list() for row in Table(folder, ()).read(part).to_pylist())
+    row = next(row for row in rejects if row["reason"] == reason)
+    if len(row["raw"]) == RAW_BYTES:
+        return f"see {folder.path}"
+    return f"line {row['source_line']} of {row['source_uri']} has {', '.join(map(repr, json.loads(row['raw'])))}"

@@ -78,7 +78,9 @@ def pack_group(group: tuple[int, Sequence[str]], *, config: Config, inputs: Inpu
     samples = pa.concat_tables([_samples(inputs, part) for part in parts])
     tokenizer = load_tokenizer(config.model)
     held_out, held_out_counts = _packed(samples, HELD_OUT, tokenizer, config)
-    (out / HELD_OUT_PACKS).put(part_name(place), encode_part(held_out, counts=held_out_counts, seconds=0, inputs={}))
+    (out / HELD_OUT_PACKS).put(
+        part_name(place), encode_part(held_out, counts=held_out_counts, seconds=0, inputs={}, row_group_size=ROW_GROUP)
+    )
     table, counts = _packed(samples, SELECTED, tokenizer, config)
     out.put(
         part_name(place),

@@ -14,8 +14,8 @@ from raypipe.config import Config, Pool
 from raypipe.identity import package_versions
 from raypipe.ops.figures import FINE, MAP_POINTS, QUANTITIES, DrawPoints, Exemplar, Figures, Measure, Points, median_of
 from raypipe.ops.report_page import render
-from raypipe.ops.selection import IFD_TOO_HIGH, SELECTED
-from raypipe.parts import shards
+from raypipe.ops.selection import BY_CLUSTER, IFD_TOO_HIGH, SELECTED
+from raypipe.parts import fold_parts
 from raypipe.stage import Inputs, Result
 from raypipe.store import Folder
 
@@ -36,11 +36,10 @@ def run(config: Config, inputs: Inputs, out: Folder) -> Result:
         inputs["cluster"].only("cluster_id", "sq_distance"),
         inputs["select"].only("reason"),
     ]
-    with shards([*tables, inputs["embed"].only("embedding")], pool=Pool(), keep=False) as held:
-        figures: Figures = held.fold(Measure(config.cluster.num_clusters, config.report.exemplars_per_cluster))
-        points: Points = held.fold(
-            DrawPoints(min(1.0, 1.5 * MAP_POINTS / max(inputs["clean"].manifest["counts"]["ok"], 1)), config.seed)
-        )
+    measure = Measure(config.cluster.num_clusters, config.report.exemplars_per_cluster)
+    draw_points = DrawPoints(min(1.0, 1.5 * MAP_POINTS / inputs["clean"].manifest["counts"]["ok"]), config.seed)
+    figures: Figures = fold_parts(measure, tables, pool=Pool())
+    points: Points = fold_parts(draw_points, [*tables, inputs["embed"].only("embedding")], pool=Pool())
     medians = {name: figures.medians(name) for name in QUANTITIES}
     report = {
         **_heading(config, inputs),
@@ -59,10 +58,10 @@ def run(config: Config, inputs: Inputs, out: Folder) -> Result:
     return Result(summary={"medians": medians, "warnings": report["warnings"]})
 
 
-def warnings(medians: Mapping[str, Mapping[str, float]], steps: int) -> list[str]:
+def warnings(medians: Mapping[str, Mapping[str, float | None]], steps: int) -> list[str]:
     """What a user should know before trusting the result, each with what to try."""
     said, length = [], medians["response_tokens"]
-    if length["selected"] > LONGER * length["all"]:
+    if length["selected"] and length["all"] and length["selected"] > LONGER * length["all"]:
         said.append(
             f"selection favours long responses: median {length['all']:.0f} -> {length['selected']:.0f} tokens. "
             "Compare with select.strategy=cluster_random"
@@ -108,22 +107,31 @@ def _headline(inputs: Inputs) -> dict[str, Any]:
 
 
 def _flow(inputs: Inputs) -> list[dict[str, Any]]:
-    """Samples in and out of each stage that drops any, with reasons; each stage takes what the one before let pass."""
-    flow, left = [], sum(inputs["ingest"].manifest["counts"].values())
-    seen: set[str] = set()
-    for stage, passed in (("ingest", "ok"), ("clean", "ok"), ("score", "ok"), ("select", SELECTED), ("pack", "ok")):
-        counts = inputs[stage].manifest["counts"]
-        reasons = {name: count for name, count in counts.items() if name != passed and name not in seen}
-        after = left - sum(reasons.values())
-        flow.append({"stage": stage, "rows_in": left, "rows_out": after, "reasons": reasons})
-        left, seen = after, seen | set(reasons)
+    """Samples in and out of each stage that drops any, with reasons; each stage takes what the one before let pass.
+
+    score and select repeat, as statuses, what the stages before them dropped: that is counted there only.
+    """
+    counts = {name: table.manifest["counts"] for name, table in inputs.tables.items()}
+    flow, left = [], sum(counts["ingest"].values())
+    for stage, passed, repeats in (
+        ("ingest", "ok", ()),
+        ("clean", "ok", ()),
+        ("score", "ok", ("clean",)),
+        ("select", SELECTED, ("clean", "score")),
+        ("pack", "ok", ()),
+    ):
+        known = {passed, *(name for earlier in repeats for name in counts[earlier])}
+        reasons = {name: count for name, count in counts[stage].items() if name not in known}
+        flow.append({"stage": stage, "rows_in": left, "rows_out": left - sum(reasons.values()), "reasons": reasons})
+        left -= sum(reasons.values())
     return flow
 
 
 def _clusters(config: Config, inputs: Inputs, figures: Figures) -> list[dict[str, Any]]:
     sizes = inputs["cluster"].manifest["summary"]["cluster_sizes"]
-    cuts = {cut["group"]: cut for cut in json.loads(inputs["select"].folder.read("cuts.json"))}
-    texts = _texts(inputs, figures.nearest)
+    by_cluster_rule = config.select.strategy in BY_CLUSTER
+    cuts = {cut["group"]: cut for cut in json.loads(inputs["select"].folder.read("cuts.json")) if by_cluster_rule}
+    texts, scored_K = _texts(inputs, figures.nearest), figures.ifd_KB.sum(1)
     by_cluster: dict[int, list[dict[str, Any]]] = {}
     for exemplar in figures.nearest:
         row = {**vars(exemplar), **texts[exemplar.sample_id], "selected": exemplar.selected}
@@ -136,7 +144,7 @@ def _clusters(config: Config, inputs: Inputs, figures: Figures) -> list[dict[str
             "selected": int(figures.selected_K[k]),
             "cut_ifd": cuts.get(k, {}).get("last_kept_ifd"),
             "median_ifd": median_of(figures.ifd_KB[k], FINE["ifd"]),
-            "mean_sq_distance": float(figures.sq_distance_K[k] / max(figures.ifd_KB[k].sum(), 1)),
+            "mean_sq_distance": float(figures.sq_distance_K[k] / scored_K[k]) if scored_K[k] else None,
             "exemplars": by_cluster.get(k, []),
         }
         for k in range(config.cluster.num_clusters)

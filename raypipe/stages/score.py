@@ -19,7 +19,7 @@ from raypipe.models.packed import load_tokenizer, max_positions
 from raypipe.models.scorer import Scorer, make_scorer
 from raypipe.ops.ifd import ifd, scored_sequences
 from raypipe.ops.tokens import anchor_ids, prompt_ids, text_ids
-from raypipe.parts import map_parts
+from raypipe.parts import device_of, map_parts
 from raypipe.stage import Inputs, Result
 from raypipe.store import Folder
 
@@ -40,6 +40,7 @@ class Score:
         self.scorer = scorer or make_scorer(
             config.score.backend,
             config.score_model,
+            device=device_of(config.resources.score),
             dtype=config.score.dtype,
             max_length=self.max_length,
             max_batch_tokens=config.resources.score.max_batch_tokens,

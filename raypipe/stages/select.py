@@ -32,6 +32,11 @@ def run(config: Config, inputs: Inputs, out: Folder) -> Result:
             raise DataError(
                 f"select: no sample has a score below select.max_ifd={rule.max_ifd}. See the statuses in the score manifest, or raise it"
             )
+        if not any(group.keep for group in quota.values()):
+            raise DataError(
+                f"select.keep_fraction: {rule.keep_fraction} of each of {len(quota)} groups of at most "
+                f"{max(group.eligible for group in quota.values())} samples keeps none. Raise it, or lower cluster.num_clusters"
+            )
         found = cuts(quota, held.fold(GatherCut(rule, seed, quota)))
     out.put(
         "cuts.json",

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import logging
-import tempfile
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -19,14 +18,13 @@ from typing import Any
 import numpy as np
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-import ray
 from numpy.typing import NDArray
 
 from raypipe.config import Config
-from raypipe.errors import ConfigError, Stopped
+from raypipe.errors import RaypipeError, Stopped
 from raypipe.models.trainer import Pack, Settings, train
 from raypipe.ops.steps import Step, plan_steps
-from raypipe.parts import ACTOR_CPUS
+from raypipe.parts import ACTOR_CPUS, fit
 from raypipe.stage import HELD_OUT_PACKS, Inputs, Result, Table
 from raypipe.store import Folder
 
@@ -93,38 +91,44 @@ def pack_figures(packs: Table) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
 
 
 def _fit(config: Config, packs: Table, out: Folder) -> None:
+    from ray.train import WorkerGroupError
+
+    low, high = config.resources.train.workers
+    workers = fit(low, high, config.resources.train.gpus, "training workers")
+    log.info("train: %d workers, %d steps", workers, len(training_plan(config, packs)))
+    logging.getLogger("ray.train").setLevel(logging.ERROR)
+    Path(out.path).mkdir(parents=True, exist_ok=True)
+    try:
+        _trainer(config, packs, out, workers).fit()
+    except WorkerGroupError as error:
+        for failure in error.worker_failures.values():
+            if isinstance(cause := getattr(failure, "cause", failure), RaypipeError):
+                raise cause from error
+        raise
+    if not out.has("model"):
+        raise Stopped(f"{out.path}: training ended without a model. Run again: it goes on from the last checkpoint")
+
+
+def _trainer(config: Config, packs: Table, out: Folder, workers: int) -> Any:
+    """Ray Train keeps its own state in `_ray_train/`, anew at each start: ours is in the checkpoints."""
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
-    workers = num_workers(config)
-    steps = len(training_plan(config, packs))
-    log.info(
-        "train: %d workers, %d steps%s",
-        workers,
-        steps,
-        "" if steps >= 100 else " (few: lower train.samples_per_step for more)",
-    )
-    Path(out.path).mkdir(parents=True, exist_ok=True)
     gpus = config.resources.train.gpus
-    per_worker = {"CPU": ACTOR_CPUS, **({"GPU": gpus} if gpus else {})}
-    logging.getLogger("ray.train").setLevel(logging.ERROR)
-    with tempfile.TemporaryDirectory(
-        prefix="raypipe-"
-    ) as scratch:  # Ray Train insists on a storage path; ours is `out`
-        TorchTrainer(
-            _worker,
-            train_loop_config={"config": config, "packs": packs, "out": out},
-            torch_config=TorchConfig(backend="nccl" if gpus else "gloo"),
-            scaling_config=ScalingConfig(
-                num_workers=workers,
-                use_gpu=bool(gpus),
-                resources_per_worker=per_worker,
-                accelerator_type=config.resources.accelerator if gpus else None,
-            ),
-            run_config=RunConfig(storage_path=scratch, failure_config=FailureConfig(max_failures=MAX_FAILURES)),
-        ).fit()
-    if not out.has("model"):
-        raise Stopped(f"{out.path}: training ended without a model. Run again: it goes on from the last checkpoint")
+    scaling = ScalingConfig(
+        num_workers=workers,
+        use_gpu=bool(gpus),
+        resources_per_worker={"CPU": ACTOR_CPUS, **({"GPU": gpus} if gpus else {})},
+        accelerator_type=config.resources.accelerator if gpus else None,
+    )
+    failures = FailureConfig(max_failures=MAX_FAILURES, controller_failure_limit=MAX_FAILURES)
+    return TorchTrainer(
+        _worker,
+        train_loop_config={"config": config, "packs": packs, "out": out},
+        torch_config=TorchConfig(backend="nccl" if gpus else "gloo"),
+        scaling_config=scaling,
+        run_config=RunConfig(storage_path=f"{out.path}/_ray_train", failure_config=failures),
+    )
 
 
 def _worker(job: dict[str, Any]) -> None:
@@ -134,21 +138,6 @@ def _worker(job: dict[str, Any]) -> None:
     settings = Settings(config.model, rule.dtype, rule.learning_rate, rule.warmup_steps, each, rule.checkpoint_every_s)
     held_out = PackReader(packs.folder / HELD_OUT_PACKS, packs.parts)
     train(settings, PackReader(packs.folder, packs.parts), held_out, training_plan(config, packs), Path(out.path))
-
-
-def num_workers(config: Config) -> int:
-    """As many as fit, up to the maximum; ConfigError where the minimum does not fit."""
-    low, high = config.resources.train.workers
-    have, gpus = ray.cluster_resources(), config.resources.train.gpus
-    room = round(have.get("CPU", 0) * 10) // round(ACTOR_CPUS * 10)
-    if gpus:
-        room = min(room, int(have.get("GPU", 0) / gpus))
-    if room < low:
-        raise ConfigError(
-            f"resources.train.workers: at least {low} workers of {ACTOR_CPUS} CPUs and {gpus} GPUs are asked for, but the cluster "
-            f"has {have.get('CPU', 0):g} CPUs and {have.get('GPU', 0):g} GPUs, room for {room}. Lower the minimum, or add nodes"
-        )
-    return int(min(room, high))
 
 
 def _summary(out: Folder) -> dict[str, Any]:

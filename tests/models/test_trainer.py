@@ -98,7 +98,10 @@ def test_resume_goes_on_as_if_unbroken(alone, random_model, tmp_path):
         run(random_model, tmp_path, dying=True, checkpoint_every_s=0, port=29503)
     assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["step-00000003", "step-00000004"]
     (tmp_path / "checkpoints" / "step-00000004" / ".metadata").unlink()  # half written: must not be resumed
+    before = (tmp_path / "metrics.jsonl").read_text().splitlines()
     resumed = run(random_model, tmp_path, port=29504)
+    kept = [line for line in before if json.loads(line)["step"] <= 3]  # with the seconds they took: not run again
+    assert len(kept) == 5 and (tmp_path / "metrics.jsonl").read_text().splitlines()[:5] == kept
     for mine, theirs in zip(alone[1], resumed, strict=True):
         assert theirs["step"] == mine["step"]
         assert [theirs[name] for name in ("loss", "held_out_loss") if name in mine] == pytest.approx(

@@ -87,6 +87,16 @@ def test_order_of_parts_and_missing_rows_do_not_matter():
     assert fit(parts, 298, 3).tobytes() == fit(parts[::-1], 298, 3).tobytes()
 
 
+def test_parts_without_a_row_for_the_batch():
+    """A part of duplicates only has no embedding; a small part may have no row in a small batch."""
+    x = blobs(np.random.default_rng(6), 3000)
+    tiny = [table(x[n : n + 2], f"t{n}") for n in range(0, 60, 2)]
+    parts = [*tiny, table(x[60:62], "gone", missing={0, 1}), table(x[62:], "rest")]
+    state = kmeans.start(fold_over(parts), 2998, 2, metric="cosine", seed=0)
+    assert state.share < 0.2 and kmeans.advance(fold_over(parts), state, metric="cosine", seed=0).inertia > 0
+    assert fit(parts, 2998, 2, metric="cosine").shape == (2, 8)
+
+
 def test_cosine_centres_have_unit_length():
     x = blobs(np.random.default_rng(3), 500)
     centers = fit([table(x)], 500, 5, metric="cosine")
