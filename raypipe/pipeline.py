@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from raypipe.config import Config
 from raypipe.errors import ConfigError
-from raypipe.identity import model_identity, resolved_backend
+from raypipe.identity import model_identity, pinned_model, resolved_backend
 from raypipe.lake import Lake, list_lake
 from raypipe.stage import Inputs, Stage, Table, folder_name, manifest_name, open_table, read_manifest, recipe, run_stage
 from raypipe.store import Folder
@@ -102,8 +102,7 @@ def plan(config: Config, from_stage: str | None = None) -> Plan:
     """What a run of this config is made of. Starts nothing; lists the lake unless `from_stage` takes it from the run file."""
     _check_names(from_stage)
     root = Folder(config.storage.root)
-    score = config.score.model_copy(update={"backend": resolved_backend(config.score.backend)})
-    config = config.model_copy(update={"score": score})
+    config = _resolved(config)
     lake = (
         list_lake(config.ingest.paths)
         if from_stage in (None, "ingest")
@@ -120,6 +119,21 @@ def plan(config: Config, from_stage: str | None = None) -> Plan:
     if from_stage not in (None, "ingest"):
         _check_recorded(root, planned, str(from_stage))
     return planned
+
+
+def _resolved(config: Config) -> Config:
+    """With what depends on this machine or the Hub made explicit: the scoring backend, and revisions of Hub models."""
+    model = pinned_model("model", config.model)
+    score_model = model if config.score_model == config.model else pinned_model("score.model", config.score_model)
+    score = {"backend": resolved_backend(config.score.backend), "model": score_model}
+    embed = {"model": pinned_model("embed.model", config.embed.model)}
+    return config.model_copy(
+        update={
+            "model": model,
+            "embed": config.embed.model_copy(update=embed),
+            "score": config.score.model_copy(update=score),
+        }
+    )
 
 
 def run(config: Config, *, from_stage: str | None = None, until: str | None = None) -> Plan:

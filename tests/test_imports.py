@@ -14,7 +14,7 @@ MAY_IMPORT = {  # of raypipe, beside itself; a module that is not here may impor
     "store": {"errors"},
     "config": {"errors"},
     "lake": {"errors", "ops"},
-    "identity": {"errors", "store"},
+    "identity": {"errors", "ops", "store"},
     "stage": {"config", "errors", "identity", "lake", "ops", "store"},
     "envelope": {"errors"},
     "parts": {"config", "envelope", "errors", "stage", "store"},

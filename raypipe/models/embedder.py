@@ -7,12 +7,15 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from raypipe.ops.hub import split_revision
+
 
 class Embedder:
     def __init__(self, model: str, device: str) -> None:
         from sentence_transformers import SentenceTransformer
 
-        self.model = SentenceTransformer(model, device=device)
+        name, revision = split_revision(model)
+        self.model = SentenceTransformer(name, revision=revision, device=device)
         self.model.eval()
 
     @property

@@ -20,6 +20,7 @@ from torch.nn.functional import cross_entropy, scaled_dot_product_attention
 from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from raypipe.errors import ConfigError
+from raypipe.ops.hub import split_revision
 from raypipe.ops.tokens import IGNORED
 
 ATTENTION = "raypipe_packed"
@@ -64,13 +65,16 @@ def target_nll(model: Any, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
 
 def load_model(model: str, dtype: str, device: str) -> Any:
     AttentionInterface.register(ATTENTION, packed_attention)
-    loaded = AutoModelForCausalLM.from_pretrained(model, dtype=getattr(torch, dtype), attn_implementation=ATTENTION)
+    name, revision = split_revision(model)
+    wanted = {"dtype": getattr(torch, dtype), "attn_implementation": ATTENTION, "revision": revision}
+    loaded = AutoModelForCausalLM.from_pretrained(name, **wanted)
     return loaded.to(device)
 
 
 def load_tokenizer(model: str) -> Any:
     """ConfigError where the tokenizer has no EOS: it ends every training sample."""
-    tokenizer = AutoTokenizer.from_pretrained(model)
+    name, revision = split_revision(model)
+    tokenizer = AutoTokenizer.from_pretrained(name, revision=revision)
     if tokenizer.eos_token_id is None:
         raise ConfigError(
             f"model: {model}: the tokenizer has no EOS token, wanted one to end a sample. Set eos_token in its tokenizer_config.json"
@@ -80,7 +84,13 @@ def load_tokenizer(model: str) -> Any:
 
 def max_positions(model: str) -> int:
     """Longest sample that the model has positions for, in tokens."""
-    return int(getattr(AutoConfig.from_pretrained(model), "max_position_embeddings", None) or sys.maxsize)
+    return int(getattr(load_config(model), "max_position_embeddings", None) or sys.maxsize)
+
+
+def load_config(model: str) -> Any:
+    """The model's own configuration, in transformers' form."""
+    name, revision = split_revision(model)
+    return AutoConfig.from_pretrained(name, revision=revision)
 
 
 def packed_attention(

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from raypipe.ops.hub import split_revision
 from raypipe.ops.tokens import IGNORED
 
 Tokens = list[int]
@@ -73,8 +74,10 @@ class VllmScorer:
             os.environ["HF_HUB_OFFLINE"] = "1"
         from vllm import LLM, SamplingParams
 
+        name, revision = split_revision(model)
         self.engine: Any = LLM(
-            model,
+            name,
+            revision=revision,
             skip_tokenizer_init=True,
             dtype=dtype,
             enforce_eager=True,
@@ -96,9 +99,9 @@ class VllmScorer:
 
 def _kv_cache_bytes(model: str, num_tokens: int) -> int:
     """Of two sequences of `num_tokens` at 4 bytes a value, at least 256 MiB: on CPU vLLM takes what it is told."""
-    from transformers import AutoConfig
+    from raypipe.models.packed import load_config
 
-    config = AutoConfig.from_pretrained(model)
+    config = load_config(model)
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     return int(max(256 << 20, 2 * num_tokens * 2 * config.num_hidden_layers * heads * head_dim * 4))

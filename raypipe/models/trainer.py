@@ -27,9 +27,8 @@ from torch.distributed.checkpoint.state_dict import (
     set_state_dict,
 )
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
-from transformers import AutoConfig
 
-from raypipe.models.packed import Batch, load_model, load_tokenizer, make_batch, target_nll
+from raypipe.models.packed import Batch, load_config, load_model, load_tokenizer, make_batch, target_nll
 from raypipe.ops.steps import Step, learning_rate_factor, micro_batches
 from raypipe.ops.tokens import IGNORED
 
@@ -217,7 +216,7 @@ class _Run:
             plain.load_state_dict(weights)
             temporary = self.out / ".model"
             shutil.rmtree(temporary, ignore_errors=True)
-            plain.to(AutoConfig.from_pretrained(self.settings.model).dtype or torch.float32).save_pretrained(temporary)
+            plain.to(load_config(self.settings.model).dtype or torch.float32).save_pretrained(temporary)
             self.tokenizer.save_pretrained(temporary)
             temporary.rename(self.out / "model")
         dist.barrier()
