@@ -124,8 +124,7 @@ def map_items(function: Callable[[Any], Any], items: Sequence[Any], *, label: st
 class Shards:
     """Actors that each own a contiguous run of parts, and keep it in memory between folds where `keep` says so."""
 
-    def __init__(self, inputs: Sequence[Table], actors: Sequence[Any]) -> None:
-        self.inputs = inputs
+    def __init__(self, actors: Sequence[Any]) -> None:
         self._actors = actors
 
     def fold(self, function: Callable[[list[pa.Table]], Mergeable]) -> Any:
@@ -143,7 +142,7 @@ def shards(inputs: Sequence[Table], *, pool: Pool, keep: bool) -> Iterator[Shard
     remote = ray.remote(_Shard).options(**options)
     actors = [remote.remote([table.bare() for table in inputs], parts[a:b], keep) for a, b in itertools.pairwise(cuts)]
     try:
-        yield Shards(inputs, actors)
+        yield Shards(actors)
     finally:
         for actor in actors:
             ray.kill(actor)
