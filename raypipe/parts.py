@@ -65,7 +65,7 @@ def map_parts(
     if not todo:
         return parts
     low, high = fit_actors(pool, len(todo))
-    log.info("%s: %d of %d parts to make, %d actors", _leaf(out.path), len(todo), len(parts), high)
+    log.info("%s: %d of %d parts to make, %d actors", out.name, len(todo), len(parts), high)
     _prepare_ray_data()
     receipts = (
         ray.data.from_items([{"part": part} for part in todo], override_num_blocks=len(todo))
@@ -94,7 +94,7 @@ def map_parts(
         .iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
     )
     opened = (Envelope.open(batch.slice(row, 1)).check() for batch in receipts for row in range(len(batch)))
-    done = [receipt.part for receipt in track(opened, out.path, len(todo), "parts")]
+    done = [receipt.part for receipt in track(opened, out.name, len(todo), "parts")]
     if sorted(done) != sorted(todo):
         raise DataError(
             f"{out.path}: got {len(done)} receipts, wanted {len(todo)}. Run again: committed parts are kept"
@@ -196,16 +196,12 @@ def track(done: Iterable[Any], label: str, total: int, unit: str) -> Iterator[An
     """Pass through, showing a live line on a terminal and a log line every 30 s elsewhere."""
     last = started = time.monotonic()
     for count, item in enumerate(
-        tqdm(done, _leaf(label), total, unit=f" {unit}", leave=False, disable=not sys.stderr.isatty()), 1
+        tqdm(done, label, total, unit=f" {unit}", leave=False, disable=not sys.stderr.isatty()), 1
     ):
         yield item
         if not sys.stderr.isatty() and (now := time.monotonic()) - last > 30:
             last, left = now, (now - started) * (total - count) / count
-            log.info("%s %d/%d %s, about %.0f s left", _leaf(label), count, total, unit, left)
-
-
-def _leaf(path: str) -> str:
-    return path.rpartition("/")[2]
+            log.info("%s %d/%d %s, about %.0f s left", label, count, total, unit, left)
 
 
 def _apply(function: Callable[[Any], Any], item: Any) -> Any:

@@ -92,7 +92,7 @@ class Plan:
 
     @property
     def folders(self) -> dict[str, str]:
-        return {planned.stage.name: planned.folder.path.rpartition("/")[2] for planned in self.stages}
+        return {planned.stage.name: planned.folder.name for planned in self.stages}
 
     def __getitem__(self, stage: str) -> Planned:
         return self.stages[STAGE_NAMES.index(stage)]
@@ -164,13 +164,14 @@ def read(root: str, stage: str, run: str | None = None) -> Dataset:
     """A stage's parts as a pyarrow dataset; `run` is needed where several runs share the root."""
     import pyarrow.dataset as ds  # here, because it loads pandas
 
-    runs = recorded_runs(Folder(os.path.abspath(root)))
+    place = Folder(os.path.abspath(root))
+    runs = recorded_runs(place)
     if not runs or (run is None and len(runs) > 1) or (run is not None and run not in runs):
         raise ConfigError(f"{root}: got run {run!r}, wanted one of {sorted(runs)}. Pass run=NAME")
     record = runs[run or next(iter(runs))]
     if stage not in record["folders"]:
         raise ConfigError(f"{root}: got stage {stage!r}, wanted one of {', '.join(STAGE_NAMES)}")
-    folder = Folder(os.path.abspath(root)) / record["folders"][stage]
+    folder = place / record["folders"][stage]
     manifest = read_manifest(folder, record["lake"])
     if manifest is None:
         raise ConfigError(
@@ -224,13 +225,10 @@ def _record(planned: Plan) -> None:
     """Name the run's folders before any of them gets its first object; also where they are all there, but of another run."""
     config = planned.config.model_dump(mode="json")
     record = {"name": planned.config.name, "lake": planned.lake.digest, "folders": planned.folders, "config": config}
-    runs, name, data = (
-        Folder(planned.config.storage.root) / "runs",
-        f"{planned.config.name}.json",
-        json.dumps(record, indent=1),
-    )
-    if not (runs.has(name) and runs.read(name) == data.encode()):
-        runs.replace(name, data.encode())
+    runs, name = Folder(planned.config.storage.root) / "runs", f"{planned.config.name}.json"
+    data = json.dumps(record, indent=1).encode()
+    if not (runs.has(name) and runs.read(name) == data):
+        runs.replace(name, data)
 
 
 def _recorded_lake(root: Folder, config: Config, from_stage: str) -> Lake:

@@ -48,7 +48,7 @@ def _table(folders: Mapping[str, Folder], lake: str) -> str:
 
 
 def _row(stage: str, folder: Folder, manifest: Mapping[str, Any] | None, total_parts: str) -> tuple[str, ...]:
-    leaf = folder.path.rpartition("/")[2]
+    leaf = folder.name
     if manifest is not None:
         parts = len(manifest["parts"])
         return stage, leaf, f"{parts}/{parts}" if parts else "-", f"{manifest['rows']:,}" if parts else "-", "done"

@@ -24,6 +24,10 @@ from raypipe.errors import StorageError
 class Folder:
     path: str
 
+    @property
+    def name(self) -> str:
+        return self.path.rpartition("/")[2]
+
     def __truediv__(self, name: str) -> Folder:
         return Folder(f"{self.path}/{name}")
 

@@ -34,7 +34,7 @@ def write_lake(path: str, *, num_samples: int, seed: int) -> dict[str, int]:
         from raypipe.parts import map_items
 
         with ray_session():
-            map_items(partial(write_chunk, out=out, seed=seed, num_samples=num_samples), todo, label=path)
+            map_items(partial(write_chunk, out=out, seed=seed, num_samples=num_samples), todo, label=out.name)
     return account
 
 

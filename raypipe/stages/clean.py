@@ -88,7 +88,7 @@ def _put_duplicates(ids: Table, todo: set[str], num_rows: int, out: Folder) -> N
     """One small part for each of `todo`: `row`, and `first` as 'part row' of the row it repeats."""
     count = -(-max(num_rows, 1) // BUCKET_ROWS)
     edges = [2**64 * n // count for n in range(count + 1)]
-    found = map_items(partial(find_duplicates, ids=ids), list(itertools.pairwise(edges)), label=out.path)
+    found = map_items(partial(find_duplicates, ids=ids), list(itertools.pairwise(edges)), label=out.name)
     part_N, row_N, first_part_N, first_row_N = np.concatenate(found, axis=1)
     for place, part in enumerate(ids.parts):
         if part in todo:

@@ -49,12 +49,12 @@ def run(config: Config, inputs: Inputs, out: Folder) -> Result:
     lake = inputs.lake
     finished = set(_by_slice(lake, out.list()))
     todo = [place for place in range(len(lake.slices)) if place not in finished]
-    log.info("%s: %d of %d files to make", out.path.rpartition("/")[2], len(todo), len(lake.slices))
+    log.info("%s: %d of %d files to make", out.name, len(todo), len(lake.slices))
     work = [(place, lake.slices[place], lake.chain[place]) for place in todo]
     map_items(
         partial(ingest_slice, out=out, columns=config.ingest.columns, part_bytes=config.ingest.part_bytes),
         work,
-        label=out.path,
+        label=out.name,
     )
     by_slice = _by_slice(lake, out.list())
     parts = [part for place in range(len(lake.slices)) for part in by_slice[place]]

@@ -48,7 +48,7 @@ def run(config: Config, inputs: Inputs, out: Folder) -> Result:
     names = [part_name(place) for place, _ in groups]
     present = set(out.list())
     todo = [group for group in groups if part_name(group[0]) not in present]
-    map_items(partial(pack_group, config=config, inputs=inputs, out=out), todo, label=out.path)
+    map_items(partial(pack_group, config=config, inputs=inputs, out=out), todo, label=out.name)
     figures = [_figures(out, name) for name in names]
     total = {key: sum(figure[key] for figure in figures) for key in ("packs", "tokens", "target_tokens", "samples")}
     if not total["packs"]:

@@ -81,7 +81,7 @@ def _heading(config: Config, inputs: Inputs) -> dict[str, Any]:
         "version": versions.get("raypipe"),
         "versions": versions,
         "root": config.storage.root,
-        "folders": {name: table.folder.path.rpartition("/")[2] for name, table in inputs.tables.items()},
+        "folders": {name: table.folder.name for name, table in inputs.tables.items()},
         "strategy": config.select.strategy,
         "keep_fraction": config.select.keep_fraction,
         "max_ifd": config.select.max_ifd,
