@@ -8,9 +8,10 @@ import sys
 import time
 from collections.abc import Sequence
 
-from raypipe import pipeline, screen
-from raypipe.config import load_config, local_path
+from raypipe import pipeline, screen, stopping
+from raypipe.config import load_config
 from raypipe.errors import RaypipeError, Stopped
+from raypipe.store import Folder
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -32,7 +33,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(options: argparse.Namespace) -> None:
     started = time.monotonic()
     config = load_config(options.config, options.overrides)
-    done = pipeline.run(config, from_stage=options.from_stage, until=options.until)
+    with stopping.listening():
+        done = pipeline.run(config, from_stage=options.from_stage, until=options.until)
     seconds = time.monotonic() - started
     print(
         screen.heading(done),
@@ -49,13 +51,13 @@ def _plan(options: argparse.Namespace) -> None:
 
 
 def _status(options: argparse.Namespace) -> None:
-    print(screen.status(local_path(options.root)))
+    print(screen.status(Folder.at(options.root, options.endpoint)))
 
 
 def _synth(options: argparse.Namespace) -> None:
     from raypipe.synth import write_lake
 
-    account = write_lake(local_path(options.dir), num_samples=options.num_samples, seed=options.seed)
+    account = write_lake(Folder.at(options.dir, options.endpoint), num_samples=options.num_samples, seed=options.seed)
     print(f"{options.dir}: {screen.planted(account)}")
 
 
@@ -99,6 +101,8 @@ def _parser() -> argparse.ArgumentParser:
     synth.add_argument("--num-samples", type=int, default=3000)
     synth.add_argument("--seed", type=int, default=0)
     synth.set_defaults(verb=_synth)
+    for by_place in (status, synth):
+        by_place.add_argument("--endpoint", metavar="URL", help="of S3, other than AWS")
     return parser
 
 

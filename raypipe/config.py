@@ -19,6 +19,7 @@ import yaml
 from pydantic import Field, field_validator
 
 from raypipe.errors import ConfigError
+from raypipe.store import location
 
 Fraction01 = Annotated[float, Field(ge=0, lt=1)]
 Positive = Annotated[int, Field(ge=1)]
@@ -30,7 +31,16 @@ def _has_instruction(template: str) -> str:
     return template
 
 
+def _as_list(value: Any) -> Any:
+    """`lang: python` and `year: 2026` for `lang: [python]`, `year: ["2026"]`: in a name all values are text."""
+    values = value if isinstance(value, list) else [value]
+    return [str(item) if isinstance(item, int) and not isinstance(item, bool) else item for item in values]
+
+
 Template = Annotated[str, pydantic.AfterValidator(_has_instruction)]
+
+
+Values = Annotated[tuple[str, ...], Field(min_length=1), pydantic.BeforeValidator(_as_list)]
 
 
 class Section(pydantic.BaseModel):
@@ -50,8 +60,9 @@ class Columns(Section):
 
 
 class Ingest(Section):
-    NOT_CONTENT = frozenset({"paths", "max_rejected_fraction"})
+    NOT_CONTENT = frozenset({"paths", "partitions", "max_rejected_fraction"})
     paths: Annotated[tuple[str, ...], Field(min_length=1)]
+    partitions: dict[str, Values] = {}  # of hive-style names (language=python/) these values only
     columns: Columns = Columns()
     part_bytes: Annotated[int, Field(ge=1024, le=128 << 20)] = 4 << 20  # of uncompressed text
     max_rejected_fraction: Fraction01 = 0.01  # of rows read
@@ -104,6 +115,9 @@ class Report(Section):
 
 class Storage(Section):
     root: str
+    endpoint: Annotated[str, Field(pattern=r"^https?://[^@\s]+$")] | None = (
+        None  # of S3, other than AWS; for every s3:// path here
+    )
 
 
 class Pool(Section):
@@ -258,25 +272,19 @@ def all_keys(section: type[Section], prefix: str = "") -> list[str]:
 
 
 def _absolute(config: Config) -> Config:
-    """Local paths made absolute: actors run in other working directories. A model that is no local path stays a Hub id."""
+    """Local paths made absolute: actors run in other working directories. A model that is no path stays a Hub id."""
 
     def model(name: str) -> str:
-        path = os.path.expanduser(name)
-        return os.path.abspath(path) if os.path.exists(path) else name
+        is_path = "://" in name or os.path.exists(os.path.expanduser(name))
+        return location(name) if is_path else name
 
+    root = location(config.storage.root)
     return config.model_copy(
         update={
             "model": model(config.model),
-            "ingest": config.ingest.model_copy(update={"paths": tuple(map(local_path, config.ingest.paths))}),
+            "ingest": config.ingest.model_copy(update={"paths": tuple(map(location, config.ingest.paths))}),
             "embed": config.embed.model_copy(update={"model": model(config.embed.model)}),
             "score": config.score.model_copy(update={"model": model(config.score_model)}),
-            "storage": Storage(root=local_path(config.storage.root)),
+            "storage": config.storage.model_copy(update={"root": root}),
         }
     )
-
-
-def local_path(path: str) -> str:
-    """An absolute local path; ConfigError for a URL, whose storage this version cannot reach."""
-    if scheme := re.match(r"([A-Za-z][A-Za-z0-9+.-]*)://", path):
-        raise ConfigError(f"{path}: storage {scheme[1]}:// cannot be reached by this version. Use a folder")
-    return os.path.abspath(os.path.expanduser(path))

@@ -1,19 +1,28 @@
-"""A part on its way through Ray Data: one row.
+"""A part on its way through Ray Data: one row, and the three steps it takes. No Ray here.
 
 Whatever in Ray Data splits, merges or drops works on rows of a block, so a one-row envelope passes all of it, also when the
 part has no rows, and batch_size=1 means "one part". Sealing and opening are zero-copy but for columns of several chunks.
+
+`read`, then `Call` (in an actor), then `write`, which leaves a receipt: an envelope without tables. An error of ours travels
+in the envelope; anything else ends the job.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pyarrow as pa
 
-from raypipe.errors import RaypipeError
+from raypipe.errors import DataError, RaypipeError
+from raypipe.part import Footer, Table, check_aligned, commit_part, count_rows, digest_of
+from raypipe.store import Folder
+
+ATTEMPTS = 4  # times that a part is begun before it is blamed for the deaths of its processes
+PartFunction = Callable[[list[pa.Table]], pa.Table]
 
 
 @dataclass(frozen=True)
@@ -21,25 +30,27 @@ class Envelope:
     part: str
     tables: tuple[pa.Table, ...] = ()
     inputs: Mapping[str, str] = field(default_factory=dict)  # column digests of what the part is made from
+    attempt: int = 1
     seconds: float = 0.0
     error: tuple[str, str] | None = None  # class and text of a RaypipeError
+    stopped: bool = False  # not begun, because the run is to stop
+    in_vain: bool = False  # another driver was first
+    footer: Footer | None = None  # of what was committed
 
     def seal(self) -> pa.Table:
-        account = json.dumps(
-            {"part": self.part, "inputs": dict(self.inputs), "seconds": self.seconds, "error": self.error}
-        )
-        return pa.table({"account": [account], **{f"{n}": _as_one_row(table) for n, table in enumerate(self.tables)}})
-
-    @staticmethod
-    def failed(part: str, error: RaypipeError) -> Envelope:
-        return Envelope(part, error=(type(error).__name__, str(error)))
+        account = {**vars(self), "tables": (), "inputs": dict(self.inputs)}
+        rows = {f"{n}": _as_one_row(table) for n, table in enumerate(self.tables)}
+        return pa.table({"account": [json.dumps(account)], **rows})
 
     @staticmethod
     def open(sealed: pa.Table) -> Envelope:
         """`flatten`, not `values`: Ray hands out slices, and `values` ignores the slice."""
         account = json.loads(sealed["account"][0].as_py())
         rows = [sealed[f"{n}"].combine_chunks().flatten() for n in range(sealed.num_columns - 1)]
-        return Envelope(tables=tuple(pa.Table.from_struct_array(row) for row in rows), **account)
+        return Envelope(**{**account, "tables": tuple(pa.Table.from_struct_array(row) for row in rows)})
+
+    def failed(self, error: RaypipeError) -> Envelope:
+        return Envelope(self.part, error=(type(error).__name__, str(error)))
 
     def check(self) -> Envelope:
         """Itself; raises the error that it carries, in its own class."""
@@ -47,6 +58,76 @@ class Envelope:
             kind, text = self.error
             raise next(known for known in _family(RaypipeError) if known.__name__ == kind)(text)
         return self
+
+
+def read(part: str, inputs: Sequence[Table]) -> Envelope:
+    try:
+        tables = tuple(table.read(part) for table in inputs)
+    except RaypipeError as error:
+        return Envelope(part).failed(error)
+    return Envelope(part, tables, {str(n): digest_of(table) for n, table in enumerate(tables)})
+
+
+class Call:
+    """Makes the part function once, then calls it once a part that is still missing in `out`.
+
+    `enter` is asked before a part is begun: how often it was, this time included, or 0 when the run is to stop. An error of
+    ours in making the function is each part's error.
+    """
+
+    def __init__(self, make: Callable[[], PartFunction], out: Folder, enter: Callable[[str], int]) -> None:
+        self.out, self.enter = out, enter
+        self.refusal: RaypipeError | None = None
+        try:
+            self.function = make()
+        except RaypipeError as error:
+            self.refusal = error
+
+    def __call__(self, given: Envelope) -> Envelope:
+        if given.error:
+            return given
+        try:
+            return self._made(given)
+        except RaypipeError as error:
+            return given.failed(error)
+
+    def _made(self, given: Envelope) -> Envelope:
+        if self.refusal:
+            raise self.refusal
+        if (attempt := self.enter(given.part)) == 0:
+            return Envelope(given.part, stopped=True)
+        if self.out.has(given.part):
+            return Envelope(given.part)
+        if attempt > ATTEMPTS:
+            raise DataError(
+                f"{self.out.uri(given.part)}: its process died each of the {ATTEMPTS} times it was begun (out of memory, a crash "
+                "in a library, or machines taken away). Make the batches smaller or the machines larger; or find the row in "
+                "the part of the same name in ingest, and leave it out of the lake"
+            )
+        started = time.perf_counter()
+        table = self.function(list(given.tables))
+        check_aligned(table, given.tables[0], given.part)
+        return replace(given, tables=(table,), attempt=attempt, seconds=time.perf_counter() - started)
+
+
+def write(made: Envelope, out: Folder) -> Envelope:
+    """Commit. A part with an error is not written: the next run makes it again."""
+    if made.error or not made.tables:
+        return made
+    (table,) = made.tables
+    try:
+        footer, ours = commit_part(
+            out,
+            made.part,
+            table,
+            counts=count_rows(table),
+            seconds=made.seconds,
+            attempt=made.attempt,
+            inputs=made.inputs,
+        )
+    except RaypipeError as error:
+        return made.failed(error)
+    return Envelope(made.part, footer=footer, in_vain=not ours)
 
 
 def _as_one_row(table: pa.Table) -> pa.Array:

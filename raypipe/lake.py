@@ -1,8 +1,8 @@
 """The lake: an ordered list of input slices, listed once per run, and the chain of digests that names them.
 
 Order is that of the configured paths, then by name, so a lake that grows at its end keeps every slice it had, and with it
-the name of every part made from it. A slice is one file; its identity is its path, size and modification time (ns), which
-costs one `stat` a file and reads nothing.
+the name of every part made from it. A slice is one file or object; its identity is its URI, size and version (modification
+time in ns, or etag), which a listing gives without reading anything.
 """
 
 from __future__ import annotations
@@ -10,20 +10,27 @@ from __future__ import annotations
 import glob
 import hashlib
 import os
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from fsspec.utils import glob_translate
 
 from raypipe.errors import ConfigError, DataError
+from raypipe.local import Local
 from raypipe.ops.digests import canonical_json
+from raypipe.s3 import S3, Object
 
 CHAIN_LENGTH = 12  # hex digits
+WILDCARD = re.compile(r"[*?\[]")
+PARTITION = re.compile(r"/([^/=]+)=([^/]*)(?=/)")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Slice:
     uri: str
     size: int  # bytes
-    version: str  # local: mtime_ns
+    version: str  # local: mtime_ns; S3: etag
 
 
 @dataclass(frozen=True)
@@ -38,39 +45,83 @@ class Lake:
         return self.chain[-1]
 
 
-def list_lake(paths: Sequence[str]) -> Lake:
-    """Files, folders (all files below; names that start with . or _ are left out) or globs (`**` crosses folders), each named once."""
-    uris = list(dict.fromkeys(uri for path in paths for uri in _expand(path)))
-    stats = [os.stat(uri) for uri in uris]
-    slices = tuple(Slice(uri, stat.st_size, str(stat.st_mtime_ns)) for uri, stat in zip(uris, stats, strict=True))
-    if not any(piece.size for piece in slices):
+Partitions = Mapping[str, Sequence[str]]
+
+
+def list_lake(paths: Sequence[str], *, partitions: Partitions | None = None, endpoint: str | None = None) -> Lake:
+    """Files, folders (all files below; names that start with . or _ are left out) or globs (`**` crosses folders), each named once.
+
+    `partitions` keeps of hive-style names (`.../language=python/...`) those whose value of each key is listed.
+    """
+    slices: dict[str, Slice] = {}
+    for path in paths:
+        found = [piece for piece in _expand(path, endpoint) if _wanted(piece.uri, partitions or {})]
+        if not found:
+            raise ConfigError(f"ingest.paths: {path}: no such file, and no file matches. {_hint(path, partitions)}")
+        slices |= {piece.uri: piece for piece in found if piece.uri not in slices}
+    if not any(piece.size for piece in slices.values()):
         raise DataError(
-            f"ingest.paths: the {len(slices)} files found are all empty. Wanted lines of JSON. First: {uris[0]}"
+            f"ingest.paths: the {len(slices)} files found are all empty. Wanted lines of JSON. First: {next(iter(slices))}"
         )
-    return Lake(slices, chain_digests(slices))
+    return Lake(tuple(slices.values()), chain_digests(tuple(slices.values())))
 
 
 def chain_digests(slices: Sequence[Slice]) -> tuple[str, ...]:
     chain, last = [], ""
     for piece in slices:
-        last = hashlib.sha256((last + canonical_json(asdict(piece))).encode()).hexdigest()[:CHAIN_LENGTH]
+        made_of = {"uri": piece.uri, "size": piece.size, "version": piece.version}
+        last = hashlib.sha256((last + canonical_json(made_of)).encode()).hexdigest()[:CHAIN_LENGTH]
         chain.append(last)
     return tuple(chain)
 
 
-def _is_marker(uri: str) -> bool:
-    """Names like _SUCCESS are about a data set, not of it."""
-    return os.path.basename(uri).startswith("_")
+def _expand(path: str, endpoint: str | None) -> Iterator[Slice]:
+    return _expand_s3(path, S3(endpoint)) if path.startswith("s3://") else _expand_local(path)
 
 
-def _expand(path: str) -> list[str]:
-    pattern = f"{glob.escape(path)}/**" if os.path.isdir(path) else path
-    found = glob.glob(pattern, recursive=True)
-    uris = (
-        [path] if os.path.isfile(path) else sorted(uri for uri in found if os.path.isfile(uri) and not _is_marker(uri))
+def _expand_local(path: str) -> Iterator[Slice]:
+    if os.path.isfile(path):
+        uris = [path]
+    else:
+        pattern = f"{glob.escape(path)}/**" if os.path.isdir(path) else path
+        found = glob.glob(pattern, recursive=True)
+        uris = sorted(uri for uri in found if not _is_marker(uri, path) and os.path.isfile(uri))
+    for uri in uris:
+        if file := Local().find(uri):
+            yield Slice(uri, file.size, file.version)
+
+
+def _expand_s3(path: str, storage: S3) -> Iterator[Slice]:
+    """One paged listing below what stands before the first wildcard."""
+    objects: Iterator[Object]
+    if wildcard := WILDCARD.search(path):
+        matches = re.compile(glob_translate(path)).match
+        objects = (found for found in storage.starting_with(path[: wildcard.start()]) if matches(found.uri))
+    elif found := storage.find(path) if path.count("/") > 2 else None:
+        objects = iter([found])
+    else:
+        objects = storage.walk(path)
+    for found in objects:
+        if found.uri == path or not _is_marker(found.uri, path):
+            yield Slice(found.uri, found.size, found.version)
+
+
+def _is_marker(uri: str, path: str) -> bool:
+    """Names like _SUCCESS and _temporary/ are about a data set, not of it; those with a dot are hidden."""
+    wildcard = WILDCARD.search(path)
+    fixed = path[: wildcard.start()].rpartition("/")[0] if wildcard else path
+    return any(name.startswith(("_", ".")) for name in uri[len(fixed) :].split("/"))
+
+
+def _wanted(uri: str, partitions: Partitions) -> bool:
+    if not partitions:
+        return True
+    values = dict(PARTITION.findall(uri))
+    return all(values.get(key) in allowed for key, allowed in partitions.items())
+
+
+def _hint(path: str, partitions: Partitions | None) -> str:
+    where = (
+        "Check bucket and prefix" if path.startswith("s3://") else f"Check the path (working directory: {os.getcwd()})"
     )
-    if not uris:
-        raise ConfigError(
-            f"ingest.paths: {path}: no such file, and no file matches. Check the path (working directory: {os.getcwd()})"
-        )
-    return uris
+    return where + (f", and ingest.partitions: {dict(partitions)}" if partitions else "")

@@ -1,21 +1,26 @@
-"""The two verbs on parts, and the only module that schedules work on Ray.
+"""The two verbs on parts, and with `gate` and `sizing` the only module that schedules work on Ray.
 
 `map_parts`: part N of the output from part N of the inputs, streamed by Ray Data: read tasks, an actor pool, write tasks,
 overlapping; the driver sees one small receipt a part. `fold_parts` (and `Shards`, for several folds over rows kept in
 memory): parts to a small state with `+`, merged in part order. `map_items` is for work that is not one part to one part.
 
-A part travels as one row, an Envelope, because Ray Data cuts, joins and drops blocks by their rows.
-
 Actors hold their CPUs to the end, so an actor reserves 0.9 CPU and each read and write task 0.1: there is always a CPU to
 read with, and no step equals another (equal ones would be fused, and the model would wait for every read).
+
+Whatever dies is begun again, bounded for each part by the gate, not for each actor: an actor on reclaimed machines may die
+often. Parts are begun in an order of chance, so that two drivers on one folder seldom take the same one.
 """
 
 from __future__ import annotations
 
 import itertools
 import logging
+import queue
+import random
 import sys
+import threading
 import time
+import uuid
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -26,21 +31,24 @@ from typing import Any, Protocol
 import pyarrow as pa
 import ray
 import ray.data
-from ray.exceptions import RayTaskError
+from ray.exceptions import RayActorError, RayTaskError, WorkerCrashedError
 from ray.util.annotations import RayDeprecationWarning
 from tqdm import tqdm
 
+from raypipe import envelope, stopping
 from raypipe.config import Pool
-from raypipe.envelope import Envelope
-from raypipe.errors import ConfigError, DataError, RaypipeError
-from raypipe.stage import Table, check_aligned, columns_digest_of, count_rows, encode_part
+from raypipe.envelope import ATTEMPTS, Envelope, PartFunction
+from raypipe.errors import DataError, RaypipeError, Stopped
+from raypipe.gate import gate
+from raypipe.part import Footer, Table
+from raypipe.sizing import ACTOR_CPUS, IO_CPUS, fit_actors
 from raypipe.store import Folder
 
 log = logging.getLogger("raypipe")
-ACTOR_CPUS, IO_CPUS = 0.9, 0.1
-RETRIES = 3  # of a part whose process died; Ray's default is for ever
-
-PartFunction = Callable[[list[pa.Table]], pa.Table]
+RETRIES = ATTEMPTS - 1  # of an item, or a shard's fold, whose process died; Ray's default is for ever
+IO_RETRIES = 10  # of a read or write task
+LIGHT_PARTS = 10  # sent to an actor at once where each takes milliseconds: 5 ms a part instead of 31
+POLL_S = 0.2  # between looks at whether to stop
 
 
 class Mergeable(Protocol):
@@ -54,67 +62,90 @@ def map_parts(
     *,
     pool: Pool,
     accelerator: str | None = None,
-) -> list[str]:
-    """Make every missing part of `out` from the parts of the same name; returns all part names, in order.
+    light: bool = False,
+) -> dict[str, Footer | None]:
+    """Make every missing part of `out` from the parts of the same name; returns all, in order, with the footers of those made.
 
     `make` runs once in each actor (load the model there); what it returns takes one table per input and gives one table.
+    `light` says that a part takes milliseconds: several then travel together.
     """
-    parts = list(inputs[0].parts)
-    present = set(out.list())
-    todo = [part for part in parts if part not in present]
+    made: dict[str, Footer | None] = dict.fromkeys(inputs[0].parts)
+    todo = [part for part in made if part not in set(out.list())] if made else []
     if not todo:
-        return parts
+        return made
     low, high = fit_actors(pool, len(todo))
-    log.info("%s: %d of %d parts to make, %d actors", out.name, len(todo), len(parts), high)
+    log.info("%s: %d of %d parts to make, %d actors", out.name, len(todo), len(made), high)
+    random.shuffle(todo)
+    work = f"{out.path} {uuid.uuid4().hex}"
     _prepare_ray_data()
     receipts = (
-        ray.data.from_items([{"part": part} for part in todo], override_num_blocks=len(todo))
+        ray.data.from_items([{"part": part} for part in todo], override_num_blocks=_num_blocks(len(todo), high, light))
         .map_batches(
             _read,
             batch_size=1,
             fn_kwargs={"inputs": [table.bare() for table in inputs]},
             num_cpus=IO_CPUS,
-            max_retries=RETRIES,
+            max_retries=IO_RETRIES,
         )
         .map_batches(
             _Call,
             batch_size=1,
             batch_format="pyarrow",
-            fn_constructor_kwargs={"make": make},
+            fn_constructor_kwargs={"make": make, "out": out, "gate": gate(), "work": work},
             compute=ray.data.ActorPoolStrategy(min_size=low, max_size=high, initial_size=high),
             num_cpus=ACTOR_CPUS,
             num_gpus=pool.gpus or None,
             accelerator_type=accelerator if pool.gpus else None,
-            max_restarts=RETRIES,
-            max_task_retries=RETRIES,
+            max_restarts=-1,
+            max_task_retries=-1,
         )
         .map_batches(
-            _write, batch_size=1, batch_format="pyarrow", fn_kwargs={"out": out}, num_cpus=IO_CPUS, max_retries=RETRIES
+            _write,
+            batch_size=1,
+            batch_format="pyarrow",
+            fn_kwargs={"out": out},
+            num_cpus=IO_CPUS,
+            max_retries=IO_RETRIES,
         )
         .iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
     )
-    opened = (Envelope.open(batch.slice(row, 1)).check() for batch in receipts for row in range(len(batch)))
-    done = [receipt.part for receipt in track(opened, out.name, len(todo), "parts")]
-    if sorted(done) != sorted(todo):
+    opened = (Envelope.open(batch.slice(row, 1)) for batch in receipts for row in range(len(batch)))
+    done = list(track(_landing(opened, work, out, len(todo)), out.name, len(todo), "parts"))
+    if sorted(receipt.part for receipt in done) != sorted(todo):
         raise DataError(
             f"{out.path}: got {len(done)} receipts, wanted {len(todo)}. Run again: committed parts are kept"
         )
-    return parts
+    _say_what_others_did(out, done)
+    return made | {receipt.part: receipt.footer for receipt in done}
 
 
-def map_items(function: Callable[[Any], Any], items: Sequence[Any], *, label: str) -> list[Any]:
-    """One Ray task an item; results in the order of `items`. The function commits what it makes."""
+def map_items(
+    function: Callable[[Any], Any], items: Sequence[Any], *, label: str, name: Callable[[Any], str] = str
+) -> list[Any]:
+    """One Ray task an item; results in the order of `items`. The function commits what it makes. `name` is for messages."""
     task = ray.remote(num_cpus=ACTOR_CPUS, max_retries=RETRIES)(_apply)
     shared = ray.put(function)
-    places = {task.remote(shared, item): place for place, item in enumerate(items)}
     results: list[Any] = [None] * len(items)
+    ahead = (
+        2 * int(ray.cluster_resources().get("CPU", 1)) + 2
+    )  # of the tasks that run: few, whatever the number of items
 
     def as_they_land() -> Iterator[int]:
-        waiting = list(places)
-        while waiting:
-            done, waiting = ray.wait(waiting)
-            results[places[done[0]]] = _get(done[0])
-            yield places[done[0]]
+        rest, running = iter(enumerate(items)), dict[Any, int]()
+        while True:
+            if not stopping.asked():
+                for place, item in itertools.islice(rest, ahead - len(running)):
+                    running[task.remote(shared, item)] = place
+            if not running:
+                return stopping.check(label)
+            done, _ = ray.wait(list(running), timeout=POLL_S)
+            for reference in done:
+                place = running.pop(reference)
+                results[place] = _get(reference, name(items[place]))
+                yield place
+            if stopping.asked():
+                _leave(list(running), label)
+                running = {}
 
     for _ in track(as_they_land(), label, len(items), "items"):
         pass
@@ -124,13 +155,14 @@ def map_items(function: Callable[[Any], Any], items: Sequence[Any], *, label: st
 class Shards:
     """Actors that each own a contiguous run of parts, and keep it in memory between folds where `keep` says so."""
 
-    def __init__(self, actors: Sequence[Any]) -> None:
-        self._actors = actors
+    def __init__(self, actors: Sequence[Any], owned: Sequence[Sequence[str]]) -> None:
+        self._actors, self._owned = actors, owned
 
     def fold(self, function: Callable[[list[pa.Table]], Mergeable]) -> Any:
         """Sum, in part order, of `function` of every part. States must add up the same under any sharding."""
-        states = [_get(state) for state in [actor.fold.remote(function) for actor in self._actors]]
-        return reduce(add, states)
+        states = [actor.fold.remote(function) for actor in self._actors]
+        named = zip(states, self._owned, strict=True)
+        return reduce(add, [_get(state, f"parts {owned[0]} to {owned[-1]}") for state, owned in named])
 
 
 @contextmanager
@@ -138,11 +170,12 @@ def shards(inputs: Sequence[Table], *, pool: Pool, keep: bool) -> Iterator[Shard
     parts = inputs[0].parts
     _, count = fit_actors(pool, len(parts))
     cuts = [len(parts) * n // count for n in range(count + 1)]
+    owned = [parts[a:b] for a, b in itertools.pairwise(cuts)]
     options = {"num_cpus": ACTOR_CPUS, "num_gpus": pool.gpus, "max_restarts": RETRIES, "max_task_retries": RETRIES}
     remote = ray.remote(_Shard).options(**options)
-    actors = [remote.remote([table.bare() for table in inputs], parts[a:b], keep) for a, b in itertools.pairwise(cuts)]
+    actors = [remote.remote([table.bare() for table in inputs], mine, keep) for mine in owned]
     try:
-        yield Shards(actors)
+        yield Shards(actors, owned)
     finally:
         for actor in actors:
             ray.kill(actor)
@@ -151,45 +184,6 @@ def shards(inputs: Sequence[Table], *, pool: Pool, keep: bool) -> Iterator[Shard
 def fold_parts(function: Callable[[list[pa.Table]], Mergeable], inputs: Sequence[Table], *, pool: Pool) -> Any:
     with shards(inputs, pool=pool, keep=False) as once:
         return once.fold(function)
-
-
-def device_of(pool: Pool) -> str:
-    """Where an actor of this pool computes. Ray shows an actor that reserved no GPU all of them."""
-    return "cuda" if pool.gpus else "cpu"
-
-
-def fit_actors(pool: Pool, num_parts: int) -> tuple[int, int]:
-    """(min, max) actors for this cluster and so many parts; ConfigError where the minimum cannot fit."""
-    low, high = pool.actors or (1, sys.maxsize)
-    high = fit(low, high, pool.gpus, "actors")
-    return min(low, num_parts), min(high, num_parts)
-
-
-def fit(low: int, high: int, gpus: float, what: str) -> int:
-    """How many actors or workers, at most `high`, the nodes can hold; ConfigError for fewer than `low`: Ray would wait for ever."""
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    cpus_gpus = [(node.get("CPU", 0.0), node.get("GPU", 0.0)) for node in nodes]
-    if (found := room(cpus_gpus, gpus)) < low:
-        raise ConfigError(
-            f"resources: {low} {what} of {ACTOR_CPUS} CPUs and {gpus:g} GPUs are asked for, and the cluster has "
-            f"{sum(cpus for cpus, _ in cpus_gpus):g} CPUs and {sum(g for _, g in cpus_gpus):g} GPUs on {len(nodes)} nodes: "
-            f"room for {found}. Ask for fewer, or add nodes"
-        )
-    if found < high < sys.maxsize:
-        log.info("at most %d %s fit this cluster, %d were allowed", found, what, high)
-    return min(found, high)
-
-
-def room(cpus_gpus: Sequence[tuple[float, float]], gpus: float) -> int:
-    """Actors that fit nodes of so many CPUs and GPUs, none across two nodes or GPUs, with a tenth of a CPU left to read with."""
-    fitting, spare = 0, 0
-    for node_cpus, node_gpus in cpus_gpus:
-        tenths = round(node_cpus * 10)
-        here = tenths // round(ACTOR_CPUS * 10)
-        if gpus:
-            here = min(here, int(node_gpus) * int(1 / gpus) if gpus <= 1 else int(node_gpus / gpus))
-        fitting, spare = fitting + here, spare + tenths - here * round(ACTOR_CPUS * 10)
-    return fitting if spare or not fitting else fitting - 1
 
 
 def track(done: Iterable[Any], label: str, total: int, unit: str) -> Iterator[Any]:
@@ -204,64 +198,121 @@ def track(done: Iterable[Any], label: str, total: int, unit: str) -> Iterator[An
             log.info("%s %d/%d %s, about %.0f s left", label, count, total, unit, left)
 
 
+def _num_blocks(num_parts: int, actors: int, light: bool) -> int:
+    """One part a block, so that a kill costs one; light ones together, while every actor still gets several blocks."""
+    return max(-(-num_parts // LIGHT_PARTS), min(num_parts, 4 * actors)) if light else num_parts
+
+
+def _landing(receipts: Iterator[Envelope], work: str, out: Folder, total: int) -> Iterator[Envelope]:
+    """Receipts as they come. At an error, or when a stop is asked for, nothing more is begun, and what was gets a grace."""
+    landed, error, deadline = queue.SimpleQueue[Any](), None, float("inf")
+    threading.Thread(target=_pump, args=(receipts, landed), daemon=True).start()
+    waited_for: set[str] | None = None  # parts in work, once nothing more is begun
+    seen: set[str] = set()
+    try:
+        while waited_for is None or (waited_for - seen and time.monotonic() < deadline):
+            try:
+                receipt = landed.get(timeout=POLL_S)
+            except queue.Empty:
+                receipt = None
+            if isinstance(receipt, WorkerCrashedError):
+                raise DataError(
+                    f"{out.path}: reading or writing a part killed its process {IO_RETRIES} times (out of memory, or a crash in a "
+                    f"library); {total - len(seen)} parts are missing. Give the machines more memory"
+                ) from receipt
+            if isinstance(receipt, BaseException):
+                raise receipt
+            if receipt is _END:
+                break
+            if receipt is not None and not receipt.stopped:
+                seen.add(receipt.part)
+                error = error or (receipt.error and receipt)
+                if not receipt.error:
+                    yield receipt
+            if waited_for is None and (error or stopping.asked()):
+                waited_for, deadline = ray.get(gate().shut.remote(work)), time.monotonic() + stopping.GRACE_S
+        if error:
+            error.check()
+        stopping.check(out.path)
+    finally:
+        gate().forget.remote(work)
+
+
+_END = object()
+
+
+def _pump(receipts: Iterator[Envelope], landed: queue.SimpleQueue[Any]) -> None:
+    """In a thread of its own, as Ray Data's waiting cannot be interrupted without harm."""
+    try:
+        for receipt in receipts:
+            landed.put(receipt)
+        landed.put(_END)
+    except BaseException as error:  # noqa: BLE001  raised again in the driver's thread
+        landed.put(error)
+
+
+def _say_what_others_did(out: Folder, done: Sequence[Envelope]) -> None:
+    there, in_vain = sum(receipt.footer is None for receipt in done), sum(receipt.in_vain for receipt in done)
+    if there or in_vain:
+        log.info("%s: %d parts were made by another driver meanwhile, %d by both", out.name, there + in_vain, in_vain)
+
+
+def _read(batch: dict[str, Any], inputs: list[Table]) -> pa.Table:
+    return envelope.read(str(batch["part"][0]), inputs).seal()
+
+
+class _Call:
+    """The actor. Loading is counted too: a model that does not fit kills its process before any part is begun."""
+
+    def __init__(self, make: Callable[[], PartFunction], out: Folder, gate: Any, work: str) -> None:
+        loads, actor = f"{work} loads", ray.get_runtime_context().get_actor_id()
+        dies = ray.get(gate.enter.remote(loads, actor)) > ATTEMPTS
+        self.call = envelope.Call(_dies if dies else make, out, lambda part: ray.get(gate.enter.remote(work, part)))
+        gate.forget.remote(loads, actor)
+
+    def __call__(self, sealed: pa.Table) -> pa.Table:
+        return self.call(Envelope.open(sealed)).seal()
+
+
+def _dies() -> PartFunction:
+    raise DataError(
+        f"resources: an actor died each of the {ATTEMPTS} times it loaded its model (out of memory, or a crash in a library). "
+        "Ask for fewer actors, or give them larger machines"
+    )
+
+
+def _write(sealed: pa.Table, out: Folder) -> pa.Table:
+    return envelope.write(Envelope.open(sealed), out).seal()
+
+
 def _apply(function: Callable[[Any], Any], item: Any) -> Any:
     return function(item)
 
 
-def _read(batch: dict[str, Any], inputs: list[Table]) -> pa.Table:
-    part = str(batch["part"][0])
-    try:
-        tables = tuple(table.read(part) for table in inputs)
-    except RaypipeError as error:
-        return Envelope.failed(part, error).seal()
-    return Envelope(part, tables, {str(n): columns_digest_of(table) for n, table in enumerate(tables)}).seal()
-
-
-class _Call:
-    """An actor: makes the part function once, then calls it once a part. An error of ours in making it is each part's error."""
-
-    def __init__(self, make: Callable[[], PartFunction]) -> None:
-        self.refusal: RaypipeError | None = None
-        try:
-            self.function = make()
-        except RaypipeError as error:
-            self.refusal = error
-
-    def __call__(self, sealed: pa.Table) -> pa.Table:
-        given = Envelope.open(sealed)
-        if given.error:
-            return sealed
-        if self.refusal:
-            return Envelope.failed(given.part, self.refusal).seal()
-        started = time.perf_counter()
-        try:
-            table = self.function(list(given.tables))
-            check_aligned(table, given.tables[0], given.part)
-        except RaypipeError as error:
-            return Envelope.failed(given.part, error).seal()
-        return Envelope(given.part, (table,), given.inputs, time.perf_counter() - started).seal()
-
-
-def _write(sealed: pa.Table, out: Folder) -> pa.Table:
-    """Commit, then return an empty envelope as receipt. A part with an error is not written: the next run makes it again."""
-    made = Envelope.open(sealed)
-    if made.error:
-        return sealed
-    try:
-        (table,) = made.tables
-        out.put(made.part, encode_part(table, counts=count_rows(table), seconds=made.seconds, inputs=made.inputs))
-    except RaypipeError as error:
-        return Envelope.failed(made.part, error).seal()
-    return Envelope(made.part).seal()
-
-
-def _get(reference: Any) -> Any:
+def _get(reference: Any, name: str) -> Any:
+    """The result; looks meanwhile whether to stop. Errors of ours in their own class; `name` says whose process died."""
+    while not ray.wait([reference], timeout=POLL_S)[0]:
+        stopping.check(name)
     try:
         return ray.get(reference)
     except RayTaskError as error:
         if isinstance(error.cause, RaypipeError):
             raise error.cause from error
         raise
+    except (WorkerCrashedError, RayActorError) as error:
+        raise DataError(
+            f"{name}: its process died each of the {ATTEMPTS} times it was begun (out of memory, a crash in a library, or "
+            "machines taken away). Make the machines larger, or leave it out of the lake"
+        ) from error
+
+
+def _leave(running: list[Any], label: str) -> None:
+    """Give what runs its grace, then stop."""
+    _, left = ray.wait(running, num_returns=len(running), timeout=stopping.GRACE_S) if running else ([], [])
+    raise Stopped(
+        f"{label}: stopped as asked, {len(left)} of {len(running)} tasks in work were not finished. "
+        "A rerun goes on from the parts that are committed"
+    )
 
 
 class _Shard:

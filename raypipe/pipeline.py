@@ -15,17 +15,21 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from raypipe import stopping
 from raypipe.config import Config
 from raypipe.errors import ConfigError
 from raypipe.identity import model_identity, pinned_model, resolved_backend
 from raypipe.lake import Lake, list_lake
-from raypipe.stage import Inputs, Stage, Table, folder_name, manifest_name, open_table, read_manifest, recipe, run_stage
-from raypipe.store import Folder
+from raypipe.part import Table
+from raypipe.s3 import arrow_filesystem, patience
+from raypipe.stage import Inputs, Stage, folder_name, manifest_name, open_table, read_manifest, recipe, run_stage
+from raypipe.store import Folder, storage_of
 
 if TYPE_CHECKING:
     from pyarrow.dataset import Dataset
 
 log = logging.getLogger("raypipe")
+PLAN_PATIENCE_S = 20.0  # of a person who waits for the plan
 
 
 def _score_content(config: Config) -> dict[str, Any]:
@@ -101,13 +105,9 @@ class Plan:
 def plan(config: Config, from_stage: str | None = None) -> Plan:
     """What a run of this config is made of. Starts nothing; lists the lake unless `from_stage` takes it from the run file."""
     _check_names(from_stage)
-    root = Folder(config.storage.root)
+    root = root_of(config)
     config = _resolved(config)
-    lake = (
-        list_lake(config.ingest.paths)
-        if from_stage in (None, "ingest")
-        else _recorded_lake(root, config, str(from_stage))
-    )
+    lake = _listed_lake(config) if from_stage in (None, "ingest") else _recorded_lake(root, config, str(from_stage))
     folders: dict[str, str] = {}
     stages = []
     for stage in STAGES:
@@ -123,10 +123,12 @@ def plan(config: Config, from_stage: str | None = None) -> Plan:
 
 def _resolved(config: Config) -> Config:
     """With what depends on this machine or the Hub made explicit: the scoring backend, and revisions of Hub models."""
-    model = pinned_model("model", config.model)
-    score_model = model if config.score_model == config.model else pinned_model("score.model", config.score_model)
+    endpoint = config.storage.endpoint
+    model = pinned_model("model", config.model, endpoint)
+    same = config.score_model == config.model
+    score_model = model if same else pinned_model("score.model", config.score_model, endpoint)
     score = {"backend": resolved_backend(config.score.backend), "model": score_model}
-    embed = {"model": pinned_model("embed.model", config.embed.model)}
+    embed = {"model": pinned_model("embed.model", config.embed.model, endpoint)}
     return config.model_copy(
         update={
             "model": model,
@@ -137,15 +139,21 @@ def _resolved(config: Config) -> Config:
 
 
 def run(config: Config, *, from_stage: str | None = None, until: str | None = None) -> Plan:
-    """Run what is left of the stages up to `until`; returns the plan as it then is."""
+    """Run what is left of the stages up to `until`; returns the plan as it then is.
+
+    Whatever storage refuses, it refuses before Ray starts: planning lists and reads, and naming the run's folders writes.
+    """
     _check_names(until)
-    planned = plan(config, from_stage)
-    wanted = planned.stages[: STAGE_NAMES.index(until) + 1] if until else planned.stages
-    todo = [step for step in wanted if not step.done]
-    _record(planned)
+    with patience(PLAN_PATIENCE_S):
+        planned = plan(config, from_stage)
+        wanted = planned.stages[: STAGE_NAMES.index(until) + 1] if until else planned.stages
+        todo = [step for step in wanted if not step.done]
+        _check_lake_can_be_read(planned)
+        _record(planned, rewrite=bool(todo))
     if todo:
         with ray_session():
             for step in todo:
+                stopping.check(planned.config.storage.root)
                 run_stage(step.stage, step.recipe, planned.config, _inputs(planned, step.stage), step.folder)
                 planned = plan_again(planned)
     return planned
@@ -160,11 +168,11 @@ def plan_again(planned: Plan) -> Plan:
     return Plan(planned.config, planned.lake, stages)
 
 
-def read(root: str, stage: str, run: str | None = None) -> Dataset:
+def read(root: str, stage: str, run: str | None = None, *, endpoint: str | None = None) -> Dataset:
     """A stage's parts as a pyarrow dataset; `run` is needed where several runs share the root."""
     import pyarrow.dataset as ds  # here, because it loads pandas
 
-    place = Folder(os.path.abspath(root))
+    place = Folder.at(root, endpoint)
     runs = recorded_runs(place)
     if not runs or (run is None and len(runs) > 1) or (run is not None and run not in runs):
         raise ConfigError(f"{root}: got run {run!r}, wanted one of {sorted(runs)}. Pass run=NAME")
@@ -177,12 +185,17 @@ def read(root: str, stage: str, run: str | None = None) -> Dataset:
         raise ConfigError(
             f"{folder.uri(manifest_name(record['lake']))} is missing: {stage} is not finished. Run it first"
         )
-    return ds.dataset([folder.uri(part) for part in open_table(folder, manifest).parts], format="parquet")
+    uris = [folder.uri(part) for part in open_table(folder, manifest).parts]
+    if not root.startswith("s3://"):
+        return ds.dataset(uris, format="parquet")
+    return ds.dataset(
+        [uri.removeprefix("s3://") for uri in uris], format="parquet", filesystem=arrow_filesystem(endpoint)
+    )
 
 
 def recorded_runs(root: Folder) -> dict[str, dict[str, Any]]:
     runs = root / "runs"
-    return {name.removesuffix(".json"): json.loads(runs.read(name)) for name in runs.list()}
+    return {name.removesuffix(".json"): json.loads(runs.read(name)) for name in runs.list() if name.endswith(".json")}
 
 
 @contextmanager
@@ -221,25 +234,42 @@ def _inputs(planned: Plan, stage: Stage) -> Inputs:
     return Inputs(planned.lake, tables)
 
 
-def _record(planned: Plan) -> None:
+def root_of(config: Config) -> Folder:
+    return Folder.at(config.storage.root, config.storage.endpoint)
+
+
+def _listed_lake(config: Config) -> Lake:
+    ingest = config.ingest
+    return list_lake(ingest.paths, partitions=ingest.partitions, endpoint=config.storage.endpoint)
+
+
+def _check_lake_can_be_read(planned: Plan) -> None:
+    """Who may list may not always read; on S3 that is known only by asking."""
+    if planned.lake.slices and not planned["ingest"].done:
+        first = next(piece for piece in planned.lake.slices if piece.size)
+        with storage_of(first.uri, planned.config.storage.endpoint).open(first.uri) as file:
+            file.read(1)
+
+
+def _record(planned: Plan, *, rewrite: bool) -> None:
     """Name the run's folders before any of them gets its first object; also where they are all there, but of another run."""
     config = planned.config.model_dump(mode="json")
     record = {"name": planned.config.name, "lake": planned.lake.digest, "folders": planned.folders, "config": config}
-    runs, name = Folder(planned.config.storage.root) / "runs", f"{planned.config.name}.json"
+    runs, name = root_of(planned.config) / "runs", f"{planned.config.name}.json"
     data = json.dumps(record, indent=1).encode()
-    if not (runs.has(name) and runs.read(name) == data):
+    if rewrite or runs.find(name) != data:
         runs.replace(name, data)
 
 
 def _recorded_lake(root: Folder, config: Config, from_stage: str) -> Lake:
-    if not (root / "runs").has(f"{config.name}.json"):
+    data = (root / "runs").find(f"{config.name}.json")
+    if data is None:
         before = STAGE_NAMES[STAGE_NAMES.index(from_stage) - 1]
         raise ConfigError(
             f"{root.path}/{before}-*/manifest-*.json is missing, and {root.path}/runs/{config.name}.json too: nothing was prepared "
             f"for run {config.name!r}. {_remedy(before)}"
         )
-    record = json.loads((root / "runs").read(f"{config.name}.json"))
-    return Lake((), (record["lake"],))
+    return Lake((), (json.loads(data)["lake"],))
 
 
 def _check_recorded(root: Folder, planned: Plan, from_stage: str) -> None:

@@ -26,12 +26,11 @@ def stage_table(planned: Plan) -> str:
     return _table({step.stage.name: step.folder for step in planned.stages}, planned.lake.digest)
 
 
-def status(root: str) -> str:
+def status(folder: Folder) -> str:
     """Runs under a root, from storage alone; also while a job runs."""
-    folder = Folder(root)
     runs = recorded_runs(folder)
     if not runs:
-        return f"{root}: no run yet"
+        return f"{folder.path}: no run yet"
     tables = (
         f"run {name}\n" + _table({stage: folder / leaf for stage, leaf in record["folders"].items()}, record["lake"])
         for name, record in runs.items()

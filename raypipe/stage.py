@@ -12,25 +12,19 @@ import importlib
 import json
 import logging
 import time
-from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
-
-import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from raypipe.config import Config
 from raypipe.errors import DataError
 from raypipe.identity import git_commit, package_versions
 from raypipe.lake import Lake
-from raypipe.ops.digests import canonical_json, columns_digest
+from raypipe.ops.digests import canonical_json
+from raypipe.part import Footer, Table, add_up, read_footers
 from raypipe.store import Folder
 
 log = logging.getLogger("raypipe")
-FOOTER, PART = b"raypipe", b"part"
 HELD_OUT_PACKS = "_held_out"  # folder beside pack's parts that train evaluates on
 
 
@@ -46,29 +40,6 @@ class Stage:
 
 
 @dataclass(frozen=True)
-class Table:
-    """The parts of a finished stage, in order. Row i of a part is the same sample in every row-wise stage."""
-
-    folder: Folder
-    parts: tuple[str, ...]
-    columns: tuple[str, ...] | None = None  # read these only
-    manifest: Mapping[str, Any] = field(default_factory=dict)
-
-    def only(self, *columns: str) -> Table:
-        return replace(self, columns=columns)
-
-    def bare(self) -> Table:
-        """Where to read and what, without the part list and manifest: what a task needs of thousands of parts."""
-        return replace(self, parts=(), manifest={})
-
-    def read(self, part: str) -> pa.Table:
-        """The columns asked for; the part's name is put beside its account in the schema's metadata."""
-        with self.folder.open(part) as file:
-            table = pq.read_table(file, columns=None if self.columns is None else list(self.columns))
-        return table.replace_schema_metadata({**(table.schema.metadata or {}), PART: part})
-
-
-@dataclass(frozen=True)
 class Inputs:
     lake: Lake
     tables: Mapping[str, Table]
@@ -77,11 +48,14 @@ class Inputs:
         return self.tables[stage]
 
 
+Known = Mapping[str, Footer | None]  # parts in order, each with its footer where this session knows it
+
+
 @dataclass(frozen=True)
 class Result:
     """What a stage's run function returns: the parts it answers for, and figures for its manifest."""
 
-    parts: Sequence[str] = ()
+    parts: Known = field(default_factory=dict)
     summary: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -101,8 +75,8 @@ def manifest_name(lake: str) -> str:
 
 def read_manifest(folder: Folder, lake: str) -> dict[str, Any] | None:
     """None while the stage is not finished for this lake."""
-    name = manifest_name(lake)
-    return dict(json.loads(folder.read(name))) if folder.has(name) else None
+    data = folder.find(manifest_name(lake))
+    return None if data is None else dict(json.loads(data))
 
 
 def open_table(folder: Folder, manifest: Mapping[str, Any]) -> Table:
@@ -115,7 +89,7 @@ def run_stage(stage: Stage, made_of: Mapping[str, Any], config: Config, inputs: 
     log.info("%s starts in %s", stage.name, out.path)
     started = time.monotonic()
     result: Result = importlib.import_module(f"raypipe.stages.{stage.name}").run(config, inputs, out)
-    footers = part_footers(out, result.parts)
+    footers = list(all_footers(out, result.parts, inputs.lake).values())
     totals = _checked_totals(footers, inputs, out)
     wall_s = round(time.monotonic() - started, 3)
     manifest = {
@@ -150,70 +124,13 @@ def _checked_totals(footers: Sequence[Mapping[str, Any]], inputs: Inputs, out: F
     return totals
 
 
-def encode_part(
-    table: pa.Table, *, counts: Mapping[str, int], seconds: float, inputs: Mapping[str, str], row_group_size: int = 4096
-) -> bytes:
-    """Parquet bytes of a part, its account in the footer: counts by status, seconds of work, digests of input and columns."""
-    account = {
-        "counts": dict(counts),
-        "seconds": round(seconds, 3),
-        "inputs": dict(inputs),
-        "columns": columns_digest(table),
-    }
-    sink = pa.BufferOutputStream()
-    pq.write_table(
-        table.replace_schema_metadata({FOOTER: json.dumps(account)}),
-        sink,
-        compression="zstd",
-        row_group_size=row_group_size,
-    )
-    return bytes(sink.getvalue())
-
-
-def part_footers(folder: Folder, parts: Sequence[str]) -> list[dict[str, Any]]:
-    """Accounts of parts, in order: from manifests already in the folder, else from the parts themselves."""
-    known: dict[str, dict[str, Any]] = {}
-    for name in folder.list():
-        if name.startswith("manifest-"):
-            known |= {part["name"]: part for part in json.loads(folder.read(name))["parts"]}
-    with ThreadPoolExecutor(16) as threads:
-        return list(threads.map(lambda part: known.get(part) or read_footer(folder, part), parts))
-
-
-def read_footer(folder: Folder, part: str) -> dict[str, Any]:
-    with folder.open(part) as file:
-        metadata, size = pq.read_metadata(file), file.size()
-    return {"name": part, "rows": metadata.num_rows, "bytes": size, **json.loads(metadata.metadata[FOOTER])}
-
-
-def add_up(footers: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
-    rows, size, seconds, counts = 0, 0, 0.0, Counter[str]()
-    for footer in footers:
-        rows, size, seconds = rows + footer["rows"], size + footer["bytes"], seconds + footer["seconds"]
-        counts.update(footer["counts"])
-    return {"rows": rows, "bytes": size, "actor_s": round(seconds, 3), "counts": dict(sorted(counts.items()))}
-
-
-def columns_digest_of(table: pa.Table) -> str:
-    """What the part that a table was read from says of its columns."""
-    return str(json.loads(table.schema.metadata[FOOTER])["columns"])
-
-
-def count_rows(table: pa.Table) -> dict[str, int]:
-    """Rows by status or reason; where a table has neither, by whether the column after sample_id is there."""
-    for name in ("status", "reason"):
-        if name in table.column_names:
-            return {str(item["values"]): item["counts"] for item in pc.value_counts(table[name]).to_pylist()}
-    nulls = table.column(min(1, table.num_columns - 1)).null_count
-    return {name: count for name, count in (("ok", len(table) - nulls), ("null", nulls)) if count}
-
-
-def check_aligned(made: pa.Table, given: pa.Table, part: str) -> None:
-    """DataError unless a row-wise stage answered row for row; tables without sample_id are not row-wise."""
-    if not {"sample_id"} <= set(made.column_names) & set(given.column_names):
-        return
-    if not made.column("sample_id").equals(given.column("sample_id")):
-        raise DataError(
-            f"{part}: got {len(made)} rows with other sample_ids, wanted the {len(given)} rows of ingest in order. "
-            "Remove the folder and run again"
-        )
+def all_footers(folder: Folder, parts: Known, lake: Lake) -> dict[str, Footer]:
+    """Footers of all parts, in order: what this session knows, then the newest manifest of a shorter lake, then the parts."""
+    known = {part: footer for part, footer in parts.items() if footer}
+    if len(known) < len(parts):
+        there = set(folder.list())
+        before = next((digest for digest in reversed(lake.chain) if manifest_name(digest) in there), None)
+        if before:
+            known = {part["name"]: part for part in json.loads(folder.read(manifest_name(before)))["parts"]} | known
+    known |= read_footers(folder, [part for part in parts if part not in known])
+    return {part: known[part] for part in parts}

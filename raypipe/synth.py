@@ -17,14 +17,14 @@ from raypipe.store import Folder
 ACCOUNT = "_synth.json"
 
 
-def write_lake(path: str, *, num_samples: int, seed: int) -> dict[str, int]:
+def write_lake(out: Folder, *, num_samples: int, seed: int) -> dict[str, int]:
     """Counts of rows by kind. Files that are there are kept; ConfigError where they are of another lake."""
     if not 1 <= num_samples <= NUM_NAMES:
         raise ConfigError(f"--num-samples: got {num_samples}, wanted 1 to {NUM_NAMES:,}")
-    out, account = Folder(path), {"seed": seed, "num_samples": num_samples, **count_rows(num_samples)}
+    account = {"seed": seed, "num_samples": num_samples, **count_rows(num_samples)}
     if out.has(ACCOUNT) and (found := json.loads(out.read(ACCOUNT))) != account:
         raise ConfigError(
-            f"{path} holds the lake of seed {found['seed']} with {found['num_samples']:,} samples, wanted seed {seed} with "
+            f"{out.path} holds the lake of seed {found['seed']} with {found['num_samples']:,} samples, wanted seed {seed} with "
             f"{num_samples:,}. Give another folder, or remove this one"
         )
     present = set(out.list())

@@ -35,8 +35,10 @@ def test_parts_survive_being_joined_cut_and_sliced(parts, chunks):
 
 
 def test_an_error_arrives_as_it_was():
-    envelope = Envelope.open(Envelope.failed("part-1", DataError("bad")).seal())
+    envelope = Envelope.open(Envelope("part-1").failed(DataError("bad")).seal())
     assert envelope.tables == ()
     with pytest.raises(DataError, match="bad"):
         envelope.check()
-    assert Envelope.open(Envelope("p", (), {"0": "ab"}, 1.5).seal()).check() == Envelope("p", (), {"0": "ab"}, 1.5)
+    assert Envelope.open(Envelope("p", (), {"0": "ab"}, 2, 1.5).seal()).check() == Envelope(
+        "p", (), {"0": "ab"}, 2, 1.5
+    )

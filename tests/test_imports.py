@@ -11,17 +11,40 @@ PACKAGE = Path(__file__).parents[1] / "raypipe"
 HEAVY = ("ray", "torch", "transformers", "vllm", "pandas", "sentence_transformers", "sklearn")
 MAY_IMPORT = {  # of raypipe, beside itself; a module that is not here may import what it likes
     "errors": set(),
-    "store": {"errors"},
-    "config": {"errors"},
-    "lake": {"errors", "ops"},
-    "identity": {"errors", "ops", "store"},
-    "stage": {"config", "errors", "identity", "lake", "ops", "store"},
-    "envelope": {"errors"},
-    "parts": {"config", "envelope", "errors", "stage", "store"},
+    "local": {"errors"},
+    "s3_errors": {"errors"},
+    "s3": {"errors", "local", "s3_errors"},
+    "store": {"errors", "local", "s3"},
+    "config": {"errors", "store"},
+    "lake": {"errors", "local", "ops", "s3"},
+    "identity": {"errors", "local", "ops", "store"},
+    "part": {"errors", "ops", "store"},
+    "stage": {"config", "errors", "identity", "lake", "ops", "part", "store"},
+    "envelope": {"errors", "part", "store"},
+    "stopping": {"errors"},
+    "owner": {"errors", "stopping", "store"},
+    "gate": set(),
+    "sizing": {"config", "errors"},
+    "parts": {"config", "envelope", "errors", "gate", "part", "sizing", "stopping", "store"},
     "ops": {"config", "errors"},
     "models": {"errors", "ops"},
-    "stages": {"config", "errors", "identity", "lake", "models", "ops", "parts", "stage", "store"},
-    "pipeline": {"config", "errors", "identity", "lake", "stage", "store"},
+    "stages": {
+        "config",
+        "errors",
+        "gate",
+        "identity",
+        "lake",
+        "models",
+        "ops",
+        "owner",
+        "part",
+        "parts",
+        "sizing",
+        "stage",
+        "stopping",
+        "store",
+    },
+    "pipeline": {"config", "errors", "identity", "lake", "part", "s3", "stage", "stopping", "store"},
 }
 
 
@@ -42,7 +65,22 @@ def test_layers(path):
     ours = {name.split(".")[1] for name in imported(path) if name.startswith("raypipe.")}
     if layer in MAY_IMPORT:
         assert ours - {layer} <= MAY_IMPORT[layer]
-    if layer in ("ops", "models", "store", "stage", "config", "lake", "errors", "envelope"):
+    if layer in (
+        "ops",
+        "models",
+        "local",
+        "s3",
+        "s3_errors",
+        "store",
+        "part",
+        "stage",
+        "config",
+        "lake",
+        "errors",
+        "envelope",
+        "owner",
+        "stopping",
+    ):
         assert not any(name.split(".")[0] == "ray" for name in imported(path)), "knows Ray"
 
 

@@ -9,10 +9,10 @@ import pytest
 
 from raypipe.config import Pool
 from raypipe.errors import ConfigError, DataError
-from raypipe.ops.digests import columns_digest
 from raypipe.ops.text import sample_id
-from raypipe.parts import fit_actors, fold_parts, map_items, map_parts, room, shards
-from raypipe.stage import Table, encode_part, part_footers
+from raypipe.part import Table, commit_part, digest_of, read_footer
+from raypipe.parts import fold_parts, map_items, map_parts, shards
+from raypipe.sizing import fit_actors, room
 from raypipe.store import Folder
 
 pytestmark = pytest.mark.usefixtures("ray_here")
@@ -63,7 +63,7 @@ def source(tmp_path):
         x = np.arange(begin, begin + size)
         table = pa.table({"sample_id": pa.array([sample_id(str(n), "") for n in x], pa.string()), "x": x})
         parts.append(f"part-{number:07d}-0000-aaaaaaaaaaaa-end.parquet")
-        folder.put(parts[-1], encode_part(table, counts={"ok": size}, seconds=0, inputs={}))
+        commit_part(folder, parts[-1], table, counts={"ok": size})
         begin += size
     return Table(folder, tuple(parts))
 
@@ -82,9 +82,9 @@ def test_part_n_comes_from_part_n_and_a_rerun_makes_only_what_is_missing(source,
     map_parts(partial(Double, calls=calls), [source], out, pool=Pool())
     wanted = [str(source.read(source.parts[n])["x"].to_pylist()) for n in (1, 4)]
     assert sorted(path.read_text() for path in calls.iterdir()) == sorted(wanted)
-    assert [footer["rows"] for footer in part_footers(out, source.parts)] == SIZES
-    digest = columns_digest(source.read(source.parts[0]))
-    assert part_footers(out, source.parts)[0]["inputs"] == {"0": digest}
+    footers = [read_footer(out, part) for part in source.parts]
+    assert [footer["rows"] for footer in footers] == SIZES
+    assert footers[0]["inputs"] == {"0": digest_of(source.read(source.parts[0]))}
 
 
 def test_an_error_of_ours_keeps_its_class_and_text_and_leaves_no_part(source, tmp_path):

@@ -2,7 +2,7 @@
 
 Loss is the token mean over the whole step: each rank's sum of NLL is divided by the step's target tokens, known from the
 plan, and gradients are summed, so ranks may hold uneven work. Resume needs a step: batches are a function of the plan.
-Checkpoints are torch's distributed ones, whose `.metadata` is written last; one without it is never resumed.
+Nothing is appended to storage: `metrics.jsonl` is put whole from time to time, and before every checkpoint.
 """
 
 from __future__ import annotations
@@ -10,16 +10,16 @@ from __future__ import annotations
 import json
 import logging
 import shutil
+import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol, get_args
 
 import torch
 import torch.distributed as dist
-import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
     get_model_state_dict,
@@ -28,12 +28,18 @@ from torch.distributed.checkpoint.state_dict import (
 )
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
+from raypipe.models import checkpoints
+from raypipe.models.checkpoints import Output
 from raypipe.models.packed import Batch, load_config, load_model, load_tokenizer, make_batch, target_nll
 from raypipe.ops.steps import Step, learning_rate_factor, micro_batches
 from raypipe.ops.tokens import IGNORED
 
 log = logging.getLogger("raypipe")
-CHECKPOINTS_KEPT = 2
+METRICS = "metrics.jsonl"
+FLUSH_S = 10.0  # between writes of the metrics
+ASK_S = 1.0  # between looks at whether to stop
+Action = Literal["go on", "save", "save and stop", "stop"]
+ACTIONS: tuple[Action, ...] = get_args(Action)
 WEIGHT_DECAY, CLIP_NORM = 0.0, 1.0
 
 
@@ -76,9 +82,19 @@ class HeldOut:
         return sum(self.nll) / sum(self.num_tokens) if self.num_tokens else None
 
 
-def train(settings: Settings, packs: Packs, held_out: Packs, steps: Sequence[Step], out: Path) -> None:
-    """Train, or go on from the newest checkpoint; leaves `metrics.jsonl`, `held_out.json` and `model/` in `out` (rank 0)."""
-    run = _Run(settings, out, len(steps))
+def train(
+    settings: Settings,
+    packs: Packs,
+    held_out: Packs,
+    steps: Sequence[Step],
+    out: Output,
+    wish: Callable[[], Action] = lambda: "go on",
+) -> bool:
+    """Train, or go on from the newest checkpoint; leaves `metrics.jsonl`, `held_out.json` and `model/` in `out` (rank 0).
+
+    `wish` is asked on rank 0 about every second, and before anything is written; False where it ended the training.
+    """
+    run = _Run(settings, out, len(steps), wish)
     first = run.resume()
     if first == 0:
         run.record_held_out(0, run.evaluate(held_out))
@@ -87,17 +103,22 @@ def train(settings: Settings, packs: Packs, held_out: Packs, steps: Sequence[Ste
         run.step(number, step, packs)
         if number == len(steps) or steps[number].epoch != step.epoch:
             run.record_held_out(number, run.evaluate(held_out))
-        if run.agree(time.monotonic() - saved > settings.checkpoint_every_s):
+        action = run.agree(due=time.monotonic() - saved > settings.checkpoint_every_s)
+        if action in ("save", "save and stop"):
             run.save(number)
             saved = time.monotonic()
-    run.export()
+        if action in ("save and stop", "stop"):
+            return False
+    return run.export()
 
 
 class _Run:
     """Model, optimiser and place of this rank."""
 
-    def __init__(self, settings: Settings, out: Path, total_steps: int) -> None:
-        self.settings, self.out = settings, out
+    def __init__(self, settings: Settings, out: Output, total_steps: int, wish: Callable[[], Action]) -> None:
+        self.settings, self.out, self.wish = settings, out, wish
+        self.lines: list[str] = []  # of metrics.jsonl
+        self.asked = self.flushed = time.monotonic()
         self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
         self.device = "cuda" if dist.get_backend() == "nccl" else "cpu"
         self.tokenizer = load_tokenizer(settings.model)
@@ -160,66 +181,81 @@ class _Run:
         labels = [label for pack in packs for label in pack.labels]
         return make_batch(ids, labels, [length for pack in packs for length in pack.lengths], self.device)
 
-    def agree(self, wish: bool) -> bool:
+    def agree(self, *, due: bool) -> Action:
         """Rank 0's word: clocks differ, and a checkpoint needs every rank."""
-        word = torch.tensor(int(wish), device=self.device)
+        action: Action = "go on"
+        if self.rank == 0 and (due or time.monotonic() - self.asked > ASK_S):
+            self.asked = time.monotonic()
+            action = self.wish()
+            action = "save" if due and action == "go on" else action
+        word = torch.tensor(ACTIONS.index(action), device=self.device)
         dist.broadcast(word, 0)
-        return bool(word.item())
+        return ACTIONS[int(word.item())]
 
     def record_held_out(self, number: int, found: HeldOut) -> None:
         if self.rank == 0:
-            path = self.out / "held_out.json"
-            seen: dict[str, Any] = (
-                json.loads(path.read_text())
-                if path.exists() and number
-                else {"sample_ids": found.sample_ids, "num_tokens": found.num_tokens, "nll": {}}
+            before = self.out.find("held_out.json") if number else None
+            seen: dict[str, Any] = json.loads(
+                before or json.dumps({"sample_ids": found.sample_ids, "num_tokens": found.num_tokens, "nll": {}})
             )
             seen["nll"][str(number)] = found.nll
-            _replace(path, json.dumps(seen))
+            self.out.replace("held_out.json", json.dumps(seen).encode())
         self._record(step=number, held_out_loss=found.loss, held_out_samples=len(found.sample_ids))
 
     def _record(self, **values: Any) -> None:
         if self.rank == 0:
-            with (self.out / "metrics.jsonl").open("a") as file:
-                file.write(json.dumps(values) + "\n")
+            self.lines.append(json.dumps(values) + "\n")
+            if time.monotonic() - self.flushed > FLUSH_S:
+                self._flush()
+
+    def _flush(self) -> None:
+        if self.rank == 0:
+            self.out.replace(METRICS, "".join(self.lines).encode())
+            self.flushed = time.monotonic()
 
     def save(self, number: int) -> None:
+        """With the metrics up to it, which a restart needs."""
+        self._flush()
         model, optimiser = get_state_dict(self.model, self.optimiser)
-        folder = self.out / "checkpoints" / f"step-{number:08d}"
-        dcp.save({"model": model, "optimiser": optimiser}, checkpoint_id=folder)
+        checkpoints.save({"model": model, "optimiser": optimiser}, self.out, number)
         if self.rank == 0:
-            for old in _checkpoints(self.out)[:-CHECKPOINTS_KEPT]:
-                shutil.rmtree(self.out / "checkpoints" / f"step-{old:08d}")
+            checkpoints.prune(self.out)
 
     def resume(self) -> int:
-        """The step of the newest whole checkpoint, loaded; 0 where there is none."""
-        found = _checkpoints(self.out)
+        """The step of the newest whole checkpoint, loaded; 0 where there is none. Lines of steps to be run again are dropped."""
+        found = checkpoints.whole(self.out)
         number = found[-1] if found else 0
         if number:
             model, optimiser = get_state_dict(self.model, self.optimiser)
-            dcp.load(
-                {"model": model, "optimiser": optimiser}, checkpoint_id=self.out / "checkpoints" / f"step-{number:08d}"
-            )
+            checkpoints.load({"model": model, "optimiser": optimiser}, self.out, number)
             set_state_dict(self.model, self.optimiser, model_state_dict=model, optim_state_dict=optimiser)
             log.info("training goes on after step %d", number)
-        if self.rank == 0:
-            _forget_after(self.out / "metrics.jsonl", number)
+            lines = (self.out.find(METRICS) or b"").decode().splitlines(keepends=True)
+            self.lines = [line for line in lines if json.loads(line)["step"] <= number]
         dist.barrier()
         return number
 
-    def export(self) -> None:
-        """`model/` in Hugging Face format, in the type the base model was saved in; put whole, by a rename."""
+    def export(self) -> bool:
+        """`model/` in Hugging Face format, in the type the base model was saved in; config.json last, which makes it whole."""
         options = StateDictOptions(full_state_dict=True, cpu_offload=True)
         weights = get_model_state_dict(self.model, options=options)
-        if self.rank == 0 and not (self.out / "model").exists():
+        mine = self.agree(due=True) != "stop"
+        if self.rank == 0 and mine:
+            self._flush()
             plain = load_model(self.settings.model, "float32", "cpu")
             plain.load_state_dict(weights)
-            temporary = self.out / ".model"
-            shutil.rmtree(temporary, ignore_errors=True)
-            plain.to(load_config(self.settings.model).dtype or torch.float32).save_pretrained(temporary)
-            self.tokenizer.save_pretrained(temporary)
-            temporary.rename(self.out / "model")
+            with tempfile.TemporaryDirectory() as folder:
+                plain.to(load_config(self.settings.model).dtype or torch.float32).save_pretrained(folder)
+                self.tokenizer.save_pretrained(folder)
+                _copy(Path(folder), self.out / "model")
         dist.barrier()
+        return mine
+
+
+def _copy(folder: Path, out: Output) -> None:
+    for path in sorted(folder.iterdir(), key=lambda path: path.name == "config.json"):
+        with path.open("rb") as source, out.create(path.name) as target:
+            shutil.copyfileobj(source, target, 8 << 20)
 
 
 def _shard(model: Any, dtype: str, device: str) -> Any:
@@ -246,24 +282,6 @@ def _by_sample(
     sums = torch.zeros(len(names), dtype=torch.float64, device=nll.device).index_add_(0, owner, nll.double())
     counts = torch.bincount(owner, minlength=len(names))
     return list(zip(names, sums.tolist(), counts.tolist(), strict=True))
-
-
-def _checkpoints(out: Path) -> list[int]:
-    """Steps with a whole checkpoint, in order."""
-    return sorted(int(path.parent.name.removeprefix("step-")) for path in out.glob("checkpoints/step-*/.metadata"))
-
-
-def _forget_after(metrics: Path, number: int) -> None:
-    """Drop lines of steps that will be run again."""
-    if metrics.exists():
-        lines = [line for line in metrics.read_text().splitlines() if number and json.loads(line)["step"] <= number]
-        _replace(metrics, "".join(line + "\n" for line in lines))
-
-
-def _replace(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}")
-    temporary.write_text(text)
-    temporary.rename(path)
 
 
 def _full(tensor: Any) -> torch.Tensor:

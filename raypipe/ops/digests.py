@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -18,13 +19,20 @@ import pyarrow.compute as pc
 from raypipe.errors import ConfigError
 
 
-def columns_digest(table: pa.Table) -> str:
-    """sha256, 16 hex digits, over names, types, validity and values of every column, in order."""
-    digest = hashlib.sha256()
-    for name, column in zip(table.column_names, table.columns, strict=True):
-        digest.update(f"{name}:{column.type};".encode())
-        array = column.combine_chunks() if column.num_chunks != 1 else column.chunk(0)
-        _update(digest, pa.concat_arrays(array.chunks) if isinstance(array, pa.ChunkedArray) else array)
+def column_digests(table: pa.Table) -> dict[str, str]:
+    """Of every column: sha256, 16 hex digits, over type, validity and values."""
+    return {name: _digest(column) for name, column in zip(table.column_names, table.columns, strict=True)}
+
+
+def columns_digest(digests: Mapping[str, str]) -> str:
+    """All columns of a table, in order, as one."""
+    return hashlib.sha256(json.dumps(list(digests.items())).encode()).hexdigest()[:16]
+
+
+def _digest(column: pa.ChunkedArray) -> str:
+    digest = hashlib.sha256(f"{column.type};".encode())
+    array = column.combine_chunks() if column.num_chunks != 1 else column.chunk(0)
+    _update(digest, pa.concat_arrays(array.chunks) if isinstance(array, pa.ChunkedArray) else array)
     return digest.hexdigest()[:16]
 
 
@@ -37,7 +45,10 @@ def _update(digest: Any, array: pa.Array) -> None:
         _update(digest, array.flatten())
     elif pa.types.is_string(array.type) or pa.types.is_binary(array.type):
         digest.update(pc.binary_length(array).cast(pa.int64()).to_numpy(zero_copy_only=False).tobytes())
-        digest.update(b"".join(array.cast(pa.large_binary()).to_pylist()))
+        _, offsets, values = array.buffers()
+        if values is not None:
+            first, last = np.frombuffer(offsets, np.int32)[[array.offset, array.offset + len(array)]]
+            digest.update(memoryview(values)[first:last])
     else:
         digest.update(array.to_numpy(zero_copy_only=False).tobytes())
 

@@ -19,8 +19,9 @@ from numpy.typing import NDArray
 
 from raypipe.config import Config, Pool
 from raypipe.ops.text import id_words
+from raypipe.part import Table, commit_part
 from raypipe.parts import map_items, map_parts
-from raypipe.stage import Inputs, Result, Table, encode_part
+from raypipe.stage import Inputs, Result
 from raypipe.store import Folder
 
 BUCKET_ROWS = 4_000_000  # of ids that one task sorts: about 300 MB
@@ -30,10 +31,9 @@ def run(config: Config, inputs: Inputs, out: Folder) -> Result:
     ids = inputs["ingest"].only("sample_id")
     todo = set(ids.parts) - set(out.list())
     if todo:
-        map_parts(SortIds, [ids], out / "_ids", pool=Pool())
+        map_parts(SortIds, [ids], out / "_ids", pool=Pool(), light=True)
         _put_duplicates(Table(out / "_ids", ids.parts), todo, inputs["ingest"].manifest["rows"], out / "_duplicates")
-    parts = map_parts(Mark, [ids, Table(out / "_duplicates", ids.parts)], out, pool=Pool())
-    return Result(parts)
+    return Result(map_parts(Mark, [ids, Table(out / "_duplicates", ids.parts)], out, pool=Pool(), light=True))
 
 
 class SortIds:
@@ -96,4 +96,4 @@ def _put_duplicates(ids: Table, todo: set[str], num_rows: int, out: Folder) -> N
             mine = mine[np.argsort(row_N[mine])]
             first = [f"{ids.parts[p]} {r}" for p, r in zip(first_part_N[mine], first_row_N[mine], strict=True)]
             columns: dict[str, Any] = {"row": pa.array(row_N[mine], pa.int32()), "first": pa.array(first, pa.string())}
-            out.put(part, encode_part(pa.table(columns), counts={}, seconds=0, inputs={}))
+            commit_part(out, part, pa.table(columns), counts={})

@@ -11,6 +11,7 @@ from __future__ import annotations
 import io
 import logging
 from functools import partial
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -37,7 +38,7 @@ def run(config: Config, inputs: Inputs, out: Folder) -> Result:
     if not out.has("counts.npy"):
         with shards([embed], pool=pool, keep=True) as held:
             _fit(held.fold, config.cluster, config.seed, num_rows, out)
-    parts = map_parts(partial(Assign, out, config.cluster.metric), [embed], out, pool=pool)
+    parts = map_parts(partial(Assign, out, config.cluster.metric), [embed], out, pool=pool, light=True)
     return Result(parts, _figures(out))
 
 
@@ -55,12 +56,12 @@ class Assign:
 
 def _fit(fold: kmeans.Fold, config: Cluster, seed: int, num_rows: int, out: Folder) -> None:
     rounds = out / "_rounds"
-    state = _last_round(rounds) or kmeans.start(fold, num_rows, config.num_clusters, metric=config.metric, seed=seed)
-    number = len(rounds.list())
+    start = partial(kmeans.start, fold, num_rows, config.num_clusters, metric=config.metric, seed=seed)
+    number, state = _last_round(rounds) or (0, start())
     while not state.done and number < kmeans.MAX_ROUNDS:
         state = kmeans.advance(fold, state, metric=config.metric, seed=seed)
         rounds.put(f"{number:04d}.npz", npz(state))
-        number += 1
+        number, state = max(_last_round(rounds) or (0, state), (number + 1, state), key=itemgetter(0))
     final: kmeans.Statistics = fold(kmeans.Step(kmeans.Batch(1.0, seed, config.metric), state.centers_KD))
     log.info("k-means: %d rounds, mean squared distance %.4f", number, final.inertia / num_rows)
     out.put("centers.npy", npy(state.centers_KD))
@@ -77,12 +78,14 @@ def _figures(out: Folder) -> dict[str, Any]:
     }
 
 
-def _last_round(rounds: Folder) -> kmeans.State | None:
+def _last_round(rounds: Folder) -> tuple[int, kmeans.State] | None:
+    """Rounds done, by whichever driver, and the state after them: the same whoever did them."""
     names = rounds.list()
     if not names:
         return None
-    saved = np.load(io.BytesIO(rounds.read(names[-1])))
-    return kmeans.State(saved["centers_KD"], float(saved["share"]), float(saved["inertia"]), bool(saved["done"]))
+    saved = np.load(io.BytesIO(rounds.read(names[-1])), allow_pickle=False)
+    state = kmeans.State(saved["centers_KD"], float(saved["share"]), float(saved["inertia"]), bool(saved["done"]))
+    return len(names), state
 
 
 def npz(state: kmeans.State) -> bytes:

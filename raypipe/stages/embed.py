@@ -14,8 +14,10 @@ from numpy.typing import NDArray
 
 from raypipe.config import Config
 from raypipe.config import Embed as EmbedConfig
+from raypipe.identity import fetched_model
 from raypipe.models.embedder import Embedder
-from raypipe.parts import device_of, map_parts
+from raypipe.parts import map_parts
+from raypipe.sizing import device_of
 from raypipe.stage import Inputs, Result
 from raypipe.store import Folder
 
@@ -24,7 +26,7 @@ def run(config: Config, inputs: Inputs, out: Folder) -> Result:
     tables = [inputs["ingest"].only("sample_id", "instruction", "response"), inputs["clean"].only("status")]
     return Result(
         map_parts(
-            partial(Embed, config.embed, device_of(config.resources.embed)),
+            partial(Embed, config.embed, device_of(config.resources.embed), config.storage.endpoint),
             tables,
             out,
             pool=config.resources.embed,
@@ -34,9 +36,9 @@ def run(config: Config, inputs: Inputs, out: Folder) -> Result:
 
 
 class Embed:
-    def __init__(self, config: EmbedConfig, device: str = "cpu") -> None:
+    def __init__(self, config: EmbedConfig, device: str = "cpu", endpoint: str | None = None) -> None:
         self.text = config.text
-        self.embedder = Embedder(config.model, device)
+        self.embedder = Embedder(fetched_model(config.model, endpoint), device)
 
     def __call__(self, tables: list[pa.Table]) -> pa.Table:
         samples, clean = tables

@@ -11,23 +11,25 @@ from __future__ import annotations
 import gzip
 import json
 import logging
+import random
 import time
 import zlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import IO, Any
+from typing import Any
 
 import pyarrow as pa
 
 from raypipe.config import Columns, Config
-from raypipe.errors import ConfigError, DataError, StorageError
+from raypipe.errors import ConfigError, DataError
 from raypipe.lake import Lake, Slice
 from raypipe.ops.text import Reject, Sample, parse_line
+from raypipe.part import Footer, add_up, commit_part, read_footer, read_part
 from raypipe.parts import map_items
-from raypipe.stage import Inputs, Result, Table, add_up, encode_part, part_footers
-from raypipe.store import Folder
+from raypipe.stage import Inputs, Result, all_footers
+from raypipe.store import Folder, storage_of
 
 SCHEMA = pa.schema(
     [
@@ -46,35 +48,56 @@ RAW_BYTES = 1 << 16  # kept of a rejected line
 
 
 def run(config: Config, inputs: Inputs, out: Folder) -> Result:
-    lake = inputs.lake
-    finished = set(_by_slice(lake, out.list()))
-    todo = [place for place in range(len(lake.slices)) if place not in finished]
+    lake, rule = inputs.lake, config.ingest
+    before = _by_slice(lake, out.list())
+    places = range(len(lake.slices))
+    todo = [Work(place, lake.slices[place], lake.chain[place]) for place in places if not _is_whole(before.get(place))]
     log.info("%s: %d of %d files to make", out.name, len(todo), len(lake.slices))
-    work = [(place, lake.slices[place], lake.chain[place]) for place in todo]
-    map_items(
-        partial(ingest_slice, out=out, columns=config.ingest.columns, part_bytes=config.ingest.part_bytes),
-        work,
-        label=out.name,
-    )
-    by_slice = _by_slice(lake, out.list())
-    parts = [part for place in range(len(lake.slices)) for part in by_slice[place]]
-    _check_budget(config, add_up(part_footers(out, parts))["counts"], out)
-    return Result(
-        parts,
-        {"rejected_folder": "_rejected", "slices": len(lake.slices), "bytes_read": sum(s.size for s in lake.slices)},
-    )
+    random.shuffle(todo)  # a second driver seldom takes the same file
+    endpoint = config.storage.endpoint
+    task = partial(ingest_slice, out=out, columns=rule.columns, part_bytes=rule.part_bytes, endpoint=endpoint)
+    made = map_items(task, todo, label=out.name, name=lambda work: work.slice.uri)
+    known = {footer["name"]: footer for footers in made for footer in footers}
+    there = _by_slice(lake, out.list()) if todo else before
+    parts = {part: known.get(part) for place in places for part in there[place]}
+    footers = all_footers(out, parts, lake)
+    _check_budget(config, add_up(footers.values())["counts"], out)
+    bytes_read = sum(piece.size for piece in lake.slices)
+    return Result(footers, {"rejected_folder": "_rejected", "slices": len(lake.slices), "bytes_read": bytes_read})
 
 
-def ingest_slice(work: tuple[int, Slice, str], *, out: Folder, columns: Columns, part_bytes: int) -> None:
-    place, piece, chain = work
+@dataclass(frozen=True)
+class Work:
+    place: int  # in the lake
+    slice: Slice
+    chain: str
+
+    def part_name(self, number: int, end: str = "") -> str:
+        return f"part-{self.place:07d}-{number:04d}-{self.chain}{end}.parquet"
+
+    def parts(self, names: Sequence[str]) -> list[str]:
+        """Those of the slice, in order: always its first ones. Parts of another lake bear another chain."""
+        return sorted(name for name in names if name[5:12] == f"{self.place:07d}" and name[18 : 18 + 12] == self.chain)
+
+
+def ingest_slice(
+    work: Work, *, out: Folder, columns: Columns, part_bytes: int, endpoint: str | None = None
+) -> list[Footer]:
+    """Footers of the parts made. Lines of parts that are there already are passed over unparsed."""
     instruction, response = ((c,) if isinstance(c, str) else c for c in (columns.instruction, columns.response))
-    buffer, number = _Buffer(piece.uri), 0
-    for line_number, line in _lines(piece):
+    there = work.parts(out.list(f"part-{work.place:07d}-"))
+    if _is_whole(there):
+        return []
+    read = int(read_footer(out, there[-1])["inputs"]["last_line"]) if there else 0
+    buffer, number, footers = _Buffer(work.slice.uri, last_line=read), len(there), []
+    for line_number, line in _lines(work.slice, endpoint):
+        if line_number <= read:
+            continue
         if buffer.num_bytes >= part_bytes:
-            buffer.commit(out, f"part-{place:07d}-{number:04d}-{chain}.parquet")
-            buffer, number = _Buffer(piece.uri), number + 1
+            footers.append(buffer.commit(out, work.part_name(number)))
+            buffer, number = _Buffer(work.slice.uri), number + 1
         buffer.add(line_number, line, parse_line(line, instruction, response))
-    buffer.commit(out, f"part-{place:07d}-{number:04d}-{chain}-end.parquet")
+    return [*footers, buffer.commit(out, work.part_name(number, "-end"))]
 
 
 @dataclass
@@ -82,12 +105,14 @@ class _Buffer:
     """Rows of the part that is being filled."""
 
     uri: str
+    last_line: int = 0
     rows: list[tuple[Any, ...]] = field(default_factory=list)
     rejects: list[tuple[Any, ...]] = field(default_factory=list)
     num_bytes: int = 0
     started: float = field(default_factory=time.perf_counter)
 
     def add(self, line_number: int, line: bytes, found: Sample | Reject) -> None:
+        self.last_line = line_number
         if isinstance(found, Reject):
             self.rejects.append((self.uri, line_number, found.reason, line[:RAW_BYTES]))
             self.num_bytes += min(len(line), RAW_BYTES)
@@ -95,14 +120,13 @@ class _Buffer:
             self.rows.append((found.sample_id, self.uri, line_number, found.instruction, found.response))
             self.num_bytes += len(found.instruction) + len(found.response)
 
-    def commit(self, out: Folder, part: str) -> None:
+    def commit(self, out: Folder, part: str) -> Footer:
         seconds = time.perf_counter() - self.started
         rejected = Counter(reject[2] for reject in self.rejects)
         if rejected:
-            table = _table(self.rejects, REJECTED_SCHEMA)
-            (out / "_rejected").put(part, encode_part(table, counts=rejected, seconds=0, inputs={}))
-        counts = rejected + Counter(ok=len(self.rows))
-        out.put(part, encode_part(_table(self.rows, SCHEMA), counts=counts, seconds=seconds, inputs={}))
+            commit_part(out / "_rejected", part, _table(self.rejects, REJECTED_SCHEMA), counts=rejected)
+        counts, inputs = rejected + Counter(ok=len(self.rows)), {"last_line": str(self.last_line)}
+        return commit_part(out, part, _table(self.rows, SCHEMA), counts=counts, seconds=seconds, inputs=inputs)[0]
 
 
 def _table(rows: Sequence[tuple[Any, ...]], schema: pa.Schema) -> pa.Table:
@@ -110,11 +134,12 @@ def _table(rows: Sequence[tuple[Any, ...]], schema: pa.Schema) -> pa.Table:
     return pa.table([pa.array(column, kind) for column, kind in zip(columns, schema.types, strict=True)], schema=schema)
 
 
-def _lines(piece: Slice) -> Iterator[tuple[int, bytes]]:
+def _lines(piece: Slice, endpoint: str | None) -> Iterator[tuple[int, bytes]]:
     """(number from 1, line without its end); blank lines are left out. A file that breaks off is DataError, with its line."""
     number = 0
     try:
-        with _open(piece.uri) as file:
+        with storage_of(piece.uri, endpoint).stream(piece.uri, piece.size, piece.version) as raw:
+            file = gzip.GzipFile(fileobj=raw) if piece.uri.endswith(".gz") else raw
             for number, line in enumerate(file, 1):
                 if stripped := line.strip():
                     yield number, stripped
@@ -122,24 +147,20 @@ def _lines(piece: Slice) -> Iterator[tuple[int, bytes]]:
         raise DataError(
             f"{piece.uri}: not whole gzip after line {number} ({error}). Mend the file, or leave it out of ingest.paths"
         ) from error
-    except OSError as error:
-        raise StorageError(
-            f"{piece.uri}: cannot be read: {error.strerror}. Give this user the right to it, or leave it out of ingest.paths"
-        ) from error
-
-
-def _open(uri: str) -> IO[bytes]:
-    return gzip.open(uri, "rb") if uri.endswith(".gz") else open(uri, "rb")  # type: ignore[return-value]
 
 
 def _by_slice(lake: Lake, names: Sequence[str]) -> dict[int, list[str]]:
-    """Parts of the slices whose last part is there, in order. Parts of another lake bear another chain."""
+    """Parts of each slice, in order. Parts of another lake bear another chain."""
     found: dict[int, list[str]] = {}
     for name in sorted(name for name in names if name.startswith("part-")):
         place, chain = int(name[5:12]), name[18 : 18 + 12]
         if place < len(lake.chain) and lake.chain[place] == chain:
             found.setdefault(place, []).append(name)
-    return {place: parts for place, parts in found.items() if parts[-1].endswith("-end.parquet")}
+    return found
+
+
+def _is_whole(parts: Sequence[str] | None) -> bool:
+    return parts is not None and len(parts) > 0 and parts[-1].endswith("-end.parquet")
 
 
 def _check_budget(config: Config, counts: dict[str, int], out: Folder) -> None:
@@ -165,7 +186,7 @@ def _check_budget(config: Config, counts: dict[str, int], out: Folder) -> None:
 def _example(out: Folder, reason: str) -> str:
     """What fields the first row rejected for this reason has."""
     folder = out / "_rejected"
-    rejects = (row for part in folder.list() for row in Table(folder, ()).read(part).to_pylist())
+    rejects = (row for part in folder.list() for row in read_part(folder, part).to_pylist())
     row = next(row for row in rejects if row["reason"] == reason)
     if len(row["raw"]) == RAW_BYTES:
         return f"see {folder.path}"

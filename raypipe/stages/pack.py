@@ -17,16 +17,17 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from raypipe.config import Config
 from raypipe.errors import DataError
+from raypipe.identity import fetched_model
 from raypipe.models.packed import load_tokenizer, max_positions
 from raypipe.ops.packing import best_fit, group_parts, padding_share
 from raypipe.ops.selection import HELD_OUT, SELECTED
 from raypipe.ops.tokens import prompt_ids, text_ids, training_sequence
+from raypipe.part import Footer, commit_part, read_part
 from raypipe.parts import map_items
-from raypipe.stage import HELD_OUT_PACKS, Inputs, Result, encode_part
+from raypipe.stage import HELD_OUT_PACKS, Inputs, Result
 from raypipe.store import Folder
 
 GROUP_SAMPLES = 10_000
@@ -45,11 +46,14 @@ SCHEMA = pa.schema(
 def run(config: Config, inputs: Inputs, out: Folder) -> Result:
     counts = [part["counts"].get(SELECTED, 0) for part in inputs["select"].manifest["parts"]]
     groups = [(place, inputs["select"].parts[a:b]) for place, (a, b) in enumerate(group_parts(counts, GROUP_SAMPLES))]
-    names = [part_name(place) for place, _ in groups]
+    parts: dict[str, Footer | None] = {part_name(place): None for place, _ in groups}
     present = set(out.list())
     todo = [group for group in groups if part_name(group[0]) not in present]
-    map_items(partial(pack_group, config=config, inputs=inputs, out=out), todo, label=out.name)
-    figures = [_figures(out, name) for name in names]
+    made = map_items(
+        partial(pack_group, config=config, inputs=inputs, out=out), todo, label=out.name, name=lambda g: part_name(g[0])
+    )
+    parts |= {footer["name"]: footer for footer in made if footer}
+    figures = [_figures(out, name) for name in parts]
     total = {key: sum(figure[key] for figure in figures) for key in ("packs", "tokens", "target_tokens", "samples")}
     if not total["packs"]:
         raise DataError(
@@ -57,35 +61,30 @@ def run(config: Config, inputs: Inputs, out: Folder) -> Result:
         )
     lengths = [length for figure in figures for length in figure["lengths"]]
     fill = total["tokens"] / (total["packs"] * config.pack.max_length)
-    return Result(
-        names,
-        {
-            **total,
-            "fill": round(fill, 5),
-            "padding_otherwise": round(padding_share(lengths, np.random.default_rng(0)), 5),
-        },
-    )
+    padding = padding_share(lengths, np.random.default_rng(0))
+    return Result(parts, {**total, "fill": round(fill, 5), "padding_otherwise": round(padding, 5)})
 
 
 def part_name(group: int) -> str:
     return f"part-{group:07d}.parquet"
 
 
-def pack_group(group: tuple[int, Sequence[str]], *, config: Config, inputs: Inputs, out: Folder) -> None:
-    """The held-out packs are put first: whatever has its part has them too."""
+def pack_group(group: tuple[int, Sequence[str]], *, config: Config, inputs: Inputs, out: Folder) -> Footer | None:
+    """The held-out packs are put first: whatever has its part has them too. None where another driver was first."""
     started = time.perf_counter()
     place, parts = group
+    if out.has(part_name(place)):
+        return None
     samples = pa.concat_tables([_samples(inputs, part) for part in parts])
-    tokenizer = load_tokenizer(config.model)
-    held_out, held_out_counts = _packed(samples, HELD_OUT, tokenizer, config)
-    (out / HELD_OUT_PACKS).put(
-        part_name(place), encode_part(held_out, counts=held_out_counts, seconds=0, inputs={}, row_group_size=ROW_GROUP)
-    )
-    table, counts = _packed(samples, SELECTED, tokenizer, config)
-    out.put(
-        part_name(place),
-        encode_part(table, counts=counts, seconds=time.perf_counter() - started, inputs={}, row_group_size=ROW_GROUP),
-    )
+    model = fetched_model(config.model, config.storage.endpoint)
+    tokenizer, longest = load_tokenizer(model), min(config.pack.max_length, max_positions(model))
+    for reason, folder in ((HELD_OUT, out / HELD_OUT_PACKS), (SELECTED, out)):
+        table, counts = _packed(samples, reason, tokenizer, longest, config)
+        seconds = time.perf_counter() - started
+        footer, _ = commit_part(
+            folder, part_name(place), table, counts=counts, seconds=seconds, row_group_size=ROW_GROUP
+        )
+    return footer
 
 
 def _samples(inputs: Inputs, part: str) -> pa.Table:
@@ -96,12 +95,13 @@ def _samples(inputs: Inputs, part: str) -> pa.Table:
     return table.filter(pc.is_in(table.column("reason"), pa.array([SELECTED, HELD_OUT])))
 
 
-def _packed(samples: pa.Table, reason: str, tokenizer: Any, config: Config) -> tuple[pa.Table, dict[str, int]]:
+def _packed(
+    samples: pa.Table, reason: str, tokenizer: Any, longest: int, config: Config
+) -> tuple[pa.Table, dict[str, int]]:
     chosen = samples.filter(pc.equal(samples.column("reason"), reason))
     prompts = prompt_ids(tokenizer, config.template, chosen.column("instruction").to_pylist())
     responses = text_ids(tokenizer, chosen.column("response").to_pylist())
     sequences = [training_sequence(p, r, tokenizer.eos_token_id) for p, r in zip(prompts, responses, strict=True)]
-    longest = min(config.pack.max_length, max_positions(config.model))
     fitting = [n for n, (ids, _) in enumerate(sequences) if len(ids) <= longest]
     ids, clusters = chosen.column("sample_id").to_pylist(), chosen.column("cluster_id").to_pylist()
     rows = []
@@ -121,8 +121,7 @@ def _packed(samples: pa.Table, reason: str, tokenizer: Any, config: Config) -> t
 
 
 def _figures(out: Folder, part: str) -> dict[str, Any]:
-    with out.open(part) as file:
-        table = pq.read_table(file, columns=["labels", "sequence_lengths"])
+    table = read_part(out, part, ["labels", "sequence_lengths"])
     lengths = pc.list_flatten(table.column("sequence_lengths")).to_pylist()
     targets = pc.sum(pc.greater_equal(pc.list_flatten(table.column("labels")), 0)).as_py() or 0
     return {

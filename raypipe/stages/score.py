@@ -15,11 +15,13 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from raypipe.config import Config
+from raypipe.identity import fetched_model
 from raypipe.models.packed import load_tokenizer, max_positions
 from raypipe.models.scorer import Scorer, make_scorer
 from raypipe.ops.ifd import ifd, scored_sequences
 from raypipe.ops.tokens import anchor_ids, prompt_ids, text_ids
-from raypipe.parts import device_of, map_parts
+from raypipe.parts import map_parts
+from raypipe.sizing import device_of
 from raypipe.stage import Inputs, Result
 from raypipe.store import Folder
 
@@ -34,12 +36,13 @@ def run(config: Config, inputs: Inputs, out: Folder) -> Result:
 
 class Score:
     def __init__(self, config: Config, scorer: Scorer | None = None) -> None:
+        model = fetched_model(config.score_model, config.storage.endpoint)
         self.template = config.score_template
-        self.max_length = min(config.score.max_length, max_positions(config.score_model))
-        self.tokenizer = load_tokenizer(config.score_model)
+        self.max_length = min(config.score.max_length, max_positions(model))
+        self.tokenizer = load_tokenizer(model)
         self.scorer = scorer or make_scorer(
             config.score.backend,
-            config.score_model,
+            model,
             device=device_of(config.resources.score),
             dtype=config.score.dtype,
             max_length=self.max_length,

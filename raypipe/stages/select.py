@@ -42,7 +42,7 @@ def run(config: Config, inputs: Inputs, out: Folder) -> Result:
         "cuts.json",
         json.dumps([_as_json(group, quota[group], found[group], rule.strategy) for group in quota], indent=1).encode(),
     )
-    parts = map_parts(partial(Mark, rule, seed, found), tables, out, pool=Pool())
+    parts = map_parts(partial(Mark, rule, seed, found), tables, out, pool=Pool(), light=True)
     return Result(
         parts, {"eligible": sum(q.eligible for q in quota.values()), "kept": sum(q.keep for q in quota.values())}
     )

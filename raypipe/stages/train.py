@@ -2,6 +2,7 @@
 
 Ray Train places the workers, joins them into a process group and restarts them after a failure; what to resume is decided
 by the checkpoints in the stage's own folder, so a restart of a worker, of the group or of the driver is one and the same.
+Training is not idempotent, so the folder has an owner.
 
 In the folder: `checkpoints/`, `metrics.jsonl`, `held_out.json` (NLL of each held-out sample after each epoch), `model/`.
 """
@@ -10,26 +11,36 @@ from __future__ import annotations
 
 import json
 import logging
+import tempfile
+import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+import ray
 from numpy.typing import NDArray
 
+from raypipe import stopping
 from raypipe.config import Config
 from raypipe.errors import RaypipeError, Stopped
-from raypipe.models.trainer import Pack, Settings, train
+from raypipe.gate import gate
+from raypipe.identity import fetched_model
+from raypipe.models.trainer import Action, Pack, Settings, train
 from raypipe.ops.steps import Step, plan_steps
-from raypipe.parts import ACTOR_CPUS, fit
-from raypipe.stage import HELD_OUT_PACKS, Inputs, Result, Table
+from raypipe.owner import Owner, owned
+from raypipe.part import Table
+from raypipe.parts import POLL_S
+from raypipe.sizing import ACTOR_CPUS, fit
+from raypipe.stage import HELD_OUT_PACKS, Inputs, Result
 from raypipe.store import Folder
 
 log = logging.getLogger("raypipe")
 MAX_FAILURES = 3
+WHOLE = "model/config.json"  # the last object that training puts
 
 
 class PackReader:
@@ -64,8 +75,9 @@ class PackReader:
 
 
 def run(config: Config, inputs: Inputs, out: Folder) -> Result:
-    if not out.has("model"):
-        _fit(config, inputs["pack"], out)
+    with owned(out) as owner:
+        if not out.has(WHOLE):
+            _fit(config, inputs["pack"], owner)
     return Result(summary=_summary(out))
 
 
@@ -90,27 +102,45 @@ def pack_figures(packs: Table) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     return np.concatenate(samples).astype(np.int64), np.concatenate(targets).astype(np.int64)
 
 
-def _fit(config: Config, packs: Table, out: Folder) -> None:
-    from ray.train import WorkerGroupError
-
+def _fit(config: Config, packs: Table, owner: Owner) -> None:
     low, high = config.resources.train.workers
     workers = fit(low, high, config.resources.train.gpus, "training workers")
     log.info("train: %d workers, %d steps", workers, len(training_plan(config, packs)))
     logging.getLogger("ray.train").setLevel(logging.ERROR)
-    Path(out.path).mkdir(parents=True, exist_ok=True)
+    out, work = owner.folder, f"{owner.folder.path} {owner.number}"
+    with tempfile.TemporaryDirectory() as state:  # Ray Train's own; what is worth keeping is in the folder
+        trainer = _trainer(config, packs, owner, workers, work, state)
+        fitted = ThreadPoolExecutor(1).submit(
+            _fitted, trainer
+        )  # a thread: Ray Train would take the signals in the main one
+        deadline = float("inf")
+        while not fitted.done() and time.monotonic() < deadline:
+            wait([fitted], timeout=POLL_S)
+            if stopping.asked() and deadline == float("inf"):
+                ray.get(gate().shut.remote(work))
+                deadline = time.monotonic() + stopping.GRACE_S
+        stopping.check(out.path)
+        fitted.result()
+    if owner.is_succeeded():
+        raise Stopped(f"{out.path}: another driver took over, as this one was silent for too long. Let that one end")
+    if not out.has(WHOLE):
+        raise Stopped(f"{out.path}: training ended without a model. Run again: it goes on from the last checkpoint")
+
+
+def _fitted(trainer: Any) -> None:
+    """Run; an error of ours in a worker is raised as it is."""
+    from ray.train import WorkerGroupError
+
     try:
-        _trainer(config, packs, out, workers).fit()
+        trainer.fit()
     except WorkerGroupError as error:
         for failure in error.worker_failures.values():
             if isinstance(cause := getattr(failure, "cause", failure), RaypipeError):
                 raise cause from error
         raise
-    if not out.has("model"):
-        raise Stopped(f"{out.path}: training ended without a model. Run again: it goes on from the last checkpoint")
 
 
-def _trainer(config: Config, packs: Table, out: Folder, workers: int) -> Any:
-    """Ray Train keeps its own state in `_ray_train/`, anew at each start: ours is in the checkpoints."""
+def _trainer(config: Config, packs: Table, owner: Owner, workers: int, work: str, state: str) -> Any:
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
@@ -124,20 +154,27 @@ def _trainer(config: Config, packs: Table, out: Folder, workers: int) -> Any:
     failures = FailureConfig(max_failures=MAX_FAILURES, controller_failure_limit=MAX_FAILURES)
     return TorchTrainer(
         _worker,
-        train_loop_config={"config": config, "packs": packs, "out": out},
+        train_loop_config={"config": config, "packs": packs, "owner": owner, "gate": gate(), "work": work},
         torch_config=TorchConfig(backend="nccl" if gpus else "gloo"),
         scaling_config=scaling,
-        run_config=RunConfig(storage_path=f"{out.path}/_ray_train", failure_config=failures),
+        run_config=RunConfig(storage_path=state, failure_config=failures),
     )
 
 
 def _worker(job: dict[str, Any]) -> None:
-    config, packs, out = job["config"], job["packs"], job["out"]
+    config, packs, owner = job["config"], job["packs"], job["owner"]
     each = max(1, config.resources.train.micro_batch_tokens // config.pack.max_length)
-    rule = config.train
-    settings = Settings(config.model, rule.dtype, rule.learning_rate, rule.warmup_steps, each, rule.checkpoint_every_s)
+    rule, model = config.train, fetched_model(config.model, config.storage.endpoint)
+    settings = Settings(model, rule.dtype, rule.learning_rate, rule.warmup_steps, each, rule.checkpoint_every_s)
     held_out = PackReader(packs.folder / HELD_OUT_PACKS, packs.parts)
-    train(settings, PackReader(packs.folder, packs.parts), held_out, training_plan(config, packs), Path(out.path))
+    plan = training_plan(config, packs)
+
+    def wish() -> Action:
+        if owner.is_succeeded():
+            return "stop"
+        return "save and stop" if ray.get(job["gate"].is_shut.remote(job["work"])) else "go on"
+
+    train(settings, PackReader(packs.folder, packs.parts), held_out, plan, owner.folder, wish)
 
 
 def _summary(out: Folder) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from raypipe.models.trainer import Pack, Settings, train
 from raypipe.ops.steps import plan_steps
 from raypipe.ops.tokens import IGNORED
+from raypipe.store import Folder
 
 
 def packs(count, seed):
@@ -52,7 +53,7 @@ def work(rank, world_size, model, out, port, dying, checkpoint_every_s):
         [2] * 9, [sum(label >= 0 for label in pack.labels) for pack in training], epochs=2, samples_per_step=6, seed=0
     )
     settings = Settings(model, "float32", 1e-2, 1, 2, checkpoint_every_s)
-    train(settings, Dying(training) if dying else training, held_out, steps, out)
+    train(settings, Dying(training) if dying else training, held_out, steps, Folder.at(str(out)))
     dist.destroy_process_group()
 
 

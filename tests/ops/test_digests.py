@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from raypipe.errors import ConfigError
-from raypipe.ops.digests import canonical_json, columns_digest
+from raypipe.ops.digests import canonical_json, column_digests
 
 ROWS = st.lists(
     st.tuples(
@@ -38,15 +38,15 @@ def test_chunks_and_slices_do_not_matter(rows, a, b):
     whole = table(rows)
     cut = sorted((min(a, len(rows)), min(b, len(rows))))
     pieces = pa.concat_tables([whole.slice(0, cut[0]), whole.slice(cut[0], cut[1] - cut[0]), whole.slice(cut[1])])
-    assert columns_digest(pieces) == columns_digest(whole)
+    assert column_digests(pieces) == column_digests(whole)
     middle = slice(*cut)
-    assert columns_digest(whole.slice(cut[0], cut[1] - cut[0])) == columns_digest(table(rows[middle]))
+    assert column_digests(whole.slice(cut[0], cut[1] - cut[0])) == column_digests(table(rows[middle]))
 
 
 @settings(deadline=None)
 @given(ROWS, ROWS)
 def test_equal_only_if_rows_are(one, two):
-    assert (columns_digest(table(one)) == columns_digest(table(two))) == (one == two)
+    assert (column_digests(table(one)) == column_digests(table(two))) == (one == two)
 
 
 def test_what_lies_under_a_null_is_not_looked_at():
@@ -55,8 +55,8 @@ def test_what_lies_under_a_null_is_not_looked_at():
         pa.Array.from_buffers(pa.int32(), 2, [pa.py_buffer(b"\x01"), pa.py_buffer(np.array([1, n], np.int32))])
         for n in (2, 3)
     ]
-    assert columns_digest(pa.table({"x": hidden[0]})) == columns_digest(pa.table({"x": hidden[1]}))
-    assert columns_digest(pa.table({"x": hidden[0]})) != columns_digest(pa.table({"x": shown}))
+    assert column_digests(pa.table({"x": hidden[0]})) == column_digests(pa.table({"x": hidden[1]}))
+    assert column_digests(pa.table({"x": hidden[0]})) != column_digests(pa.table({"x": shown}))
 
 
 JSON = st.recursive(

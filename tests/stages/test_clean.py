@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from raypipe.ops.text import sample_id
-from raypipe.stage import Table, encode_part
+from raypipe.part import Table, commit_part
 from raypipe.stages.clean import Mark, SortIds, find_duplicates
 from raypipe.store import Folder
 
@@ -19,7 +19,7 @@ def test_later_rows_of_an_id_name_its_first(parts, num_buckets):
     with tempfile.TemporaryDirectory() as root:
         names = [f"part-{place:07d}" for place in range(len(parts))]
         for name, table in zip(names, ids, strict=True):
-            Folder(root).put(name, encode_part(SortIds()([table]), counts={}, seconds=0, inputs={}))
+            commit_part(Folder(root), name, SortIds()([table]), counts={})
         edges = [2**64 * n // num_buckets for n in range(num_buckets + 1)]
         buckets = list(pairwise(edges))
         found = {

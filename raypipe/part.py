@@ -1,0 +1,152 @@
+"""A part: one Parquet object of bounded size, the unit of work, of commit and of resume.
+
+Its footer holds its account: counts by status, seconds of work, of what it was made, and a digest of every column. So nothing
+is forgotten by a kill, a manifest is footers added up, and whoever reads a column knows whether it is what was written.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from raypipe.errors import DataError
+from raypipe.ops.digests import column_digests, columns_digest
+from raypipe.store import Folder
+
+FOOTER, PART = b"raypipe", b"part"
+THREADS = 16
+
+Footer = Mapping[str, Any]  # name, rows, bytes, counts, seconds, attempt, made, inputs, columns
+
+
+@dataclass(frozen=True)
+class Table:
+    """The parts of a finished stage, in order. Row i of a part is the same sample in every row-wise stage."""
+
+    folder: Folder
+    parts: tuple[str, ...]
+    columns: tuple[str, ...] | None = None  # read these only
+    manifest: Mapping[str, Any] = field(default_factory=dict)
+
+    def only(self, *columns: str) -> Table:
+        return replace(self, columns=columns)
+
+    def bare(self) -> Table:
+        """Where to read and what, without the part list and manifest: what a task needs of thousands of parts."""
+        return replace(self, parts=(), manifest={})
+
+    def read(self, part: str) -> pa.Table:
+        """The columns asked for; the part's name is put beside its account in the schema's metadata.
+
+        One request for the whole part. DataError, with what to do, where a column is not what was written.
+        """
+        return read_part(self.folder, part, self.columns)
+
+
+def read_part(folder: Folder, part: str, columns: Sequence[str] | None = None) -> pa.Table:
+    data = folder.read(part)
+    try:
+        table = pq.read_table(pa.BufferReader(data), columns=None if columns is None else list(columns))
+        account = json.loads(table.schema.metadata[FOOTER])
+    except (pa.ArrowException, OSError, KeyError, TypeError, ValueError) as error:
+        raise damaged(folder, part, f"it cannot be read ({str(error).splitlines()[0]})") from error
+    for name, digest in column_digests(table).items():
+        if digest != account["columns"][name]:
+            raise damaged(folder, part, f"column {name!r} has digest {digest}, wanted {account['columns'][name]}")
+    return table.replace_schema_metadata({**table.schema.metadata, PART: part})
+
+
+def damaged(folder: Folder, part: str, what: str) -> DataError:
+    stage = re.search(r"/([a-z]+)-[0-9a-f]{12}(/|$)", folder.path)
+    return DataError(
+        f"{folder.uri(part)}: {what}: it is not what was committed. Make damaged parts again by: "
+        f"raypipe run CONFIG --repair {stage[1] if stage else 'STAGE'}"
+    )
+
+
+def commit_part(
+    folder: Folder,
+    part: str,
+    table: pa.Table,
+    *,
+    counts: Mapping[str, int],
+    seconds: float = 0.0,
+    attempt: int = 1,
+    inputs: Mapping[str, str] | None = None,
+    row_group_size: int = 4096,
+) -> tuple[Footer, bool]:
+    """Put a part; returns the footer of what is under its name now, and whether that is ours: another writer may be first."""
+    account = {
+        "counts": dict(counts),
+        "seconds": round(seconds, 3),
+        "attempt": attempt,  # how often its computation was begun
+        "made": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "inputs": dict(inputs or {}),
+        "columns": column_digests(table),
+    }
+    sink = pa.BufferOutputStream()
+    described = table.replace_schema_metadata({FOOTER: json.dumps(account)})
+    pq.write_table(described, sink, compression="zstd", row_group_size=row_group_size)
+    data = sink.getvalue()
+    if not folder.put(part, data.to_pybytes()):
+        return read_footer(folder, part), False
+    return {"name": part, "rows": len(table), "bytes": data.size, **account}, True
+
+
+def read_footer(folder: Folder, part: str) -> Footer:
+    with folder.open(part) as file:
+        try:
+            metadata = pq.read_metadata(file)
+            account = json.loads(metadata.metadata[FOOTER])
+        except (pa.ArrowException, OSError, KeyError, TypeError, ValueError) as error:
+            raise damaged(folder, part, f"its footer cannot be read ({str(error).splitlines()[0]})") from error
+        size = file.seek(0, 2)
+    return {"name": part, "rows": metadata.num_rows, "bytes": size, **account}
+
+
+def read_footers(folder: Folder, parts: Sequence[str]) -> dict[str, Footer]:
+    with ThreadPoolExecutor(THREADS) as threads:
+        return dict(zip(parts, threads.map(lambda part: read_footer(folder, part), parts), strict=True))
+
+
+def add_up(footers: Iterable[Footer]) -> dict[str, Any]:
+    rows, size, seconds, counts = 0, 0, 0.0, Counter[str]()
+    for footer in footers:
+        rows, size, seconds = rows + footer["rows"], size + footer["bytes"], seconds + footer["seconds"]
+        counts.update(footer["counts"])
+    return {"rows": rows, "bytes": size, "actor_s": round(seconds, 3), "counts": dict(sorted(counts.items()))}
+
+
+def digest_of(table: pa.Table) -> str:
+    """What the part that a table was read from says of its columns, read or not."""
+    return columns_digest(json.loads(table.schema.metadata[FOOTER])["columns"])
+
+
+def count_rows(table: pa.Table) -> dict[str, int]:
+    """Rows by status or reason; where a table has neither, by whether the column after sample_id is there."""
+    for name in ("status", "reason"):
+        if name in table.column_names:
+            return {str(item["values"]): item["counts"] for item in pc.value_counts(table[name]).to_pylist()}
+    nulls = table.column(min(1, table.num_columns - 1)).null_count
+    return {name: count for name, count in (("ok", len(table) - nulls), ("null", nulls)) if count}
+
+
+def check_aligned(made: pa.Table, given: pa.Table, part: str) -> None:
+    """DataError unless a row-wise stage answered row for row; tables without sample_id are not row-wise."""
+    if not {"sample_id"} <= set(made.column_names) & set(given.column_names):
+        return
+    if not made.column("sample_id").equals(given.column("sample_id")):
+        raise DataError(
+            f"{part}: got {len(made)} rows with other sample_ids, wanted the {len(given)} rows of ingest in order. "
+            "Remove the folder and run again"
+        )

@@ -1,0 +1,45 @@
+"""Ctrl-C and SIGTERM: at the first one parts in work are finished and committed, at the second one the run ends at once."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+from raypipe.errors import Stopped
+
+log = logging.getLogger("raypipe")
+GRACE_S = 20.0  # for parts in work; 30 s are promised, and Ray takes a few to end
+_asked = threading.Event()
+
+
+def asked() -> bool:
+    return _asked.is_set()
+
+
+def check(where: str) -> None:
+    """Stopped where a stop was asked for: to be called wherever nothing would be lost."""
+    if asked():
+        raise Stopped(f"{where}: stopped as asked. A rerun goes on from the parts that are committed")
+
+
+@contextmanager
+def listening() -> Iterator[None]:
+    """While this lasts, the first SIGINT or SIGTERM asks for a stop, and the next one is a KeyboardInterrupt."""
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        if asked():
+            raise KeyboardInterrupt
+        _asked.set()
+        log.warning("stopping: parts in work get %.0f s to be committed. Once more to stop at once", GRACE_S)
+
+    _asked.clear()
+    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
