@@ -12,7 +12,7 @@ import logging
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from raypipe import stopping
@@ -101,6 +101,11 @@ class Plan:
     def __getitem__(self, stage: str) -> Planned:
         return self.stages[STAGE_NAMES.index(stage)]
 
+    def having(self, stage: str, manifest: Mapping[str, Any] | None) -> Plan:
+        """The same plan with another manifest of a stage."""
+        stages = (replace(step, manifest=manifest) if step.stage.name == stage else step for step in self.stages)
+        return replace(self, stages=tuple(stages))
+
 
 def plan(config: Config, from_stage: str | None = None) -> Plan:
     """What a run of this config is made of. Starts nothing; lists the lake unless `from_stage` takes it from the run file."""
@@ -138,34 +143,39 @@ def _resolved(config: Config) -> Config:
     )
 
 
-def run(config: Config, *, from_stage: str | None = None, until: str | None = None) -> Plan:
+def run(config: Config, *, from_stage: str | None = None, until: str | None = None, repair: str | None = None) -> Plan:
     """Run what is left of the stages up to `until`; returns the plan as it then is.
+
+    `repair` names a stage whose parts are first checked, and made again where they are damaged.
 
     Whatever storage refuses, it refuses before Ray starts: planning lists and reads, and naming the run's folders writes.
     """
-    _check_names(until)
+    _check_names(until, repair)
     with patience(PLAN_PATIENCE_S):
         planned = plan(config, from_stage)
         wanted = planned.stages[: STAGE_NAMES.index(until) + 1] if until else planned.stages
-        todo = [step for step in wanted if not step.done]
+        due = repair is not None or any(not step.done for step in wanted)
         _check_lake_can_be_read(planned)
-        _record(planned, rewrite=bool(todo))
-    if todo:
+        _record(planned, rewrite=due)
+    if due:
         with ray_session():
-            for step in todo:
+            if repair:
+                from raypipe.repair import remove_damaged
+
+                remove_damaged(planned[repair].folder)
+                planned = planned.having(repair, read_manifest(planned[repair].folder, planned.lake.digest))
+            for name in [step.stage.name for step in wanted]:
                 stopping.check(planned.config.storage.root)
-                run_stage(step.stage, step.recipe, planned.config, _inputs(planned, step.stage), step.folder)
-                planned = plan_again(planned)
+                planned = planned.having(name, _finished(planned, planned[name]))
     return planned
 
 
-def plan_again(planned: Plan) -> Plan:
-    """The same plan, with the manifests that are there now."""
-    stages = tuple(
-        Planned(step.stage, step.recipe, step.folder, step.manifest or read_manifest(step.folder, planned.lake.digest))
-        for step in planned.stages
+def _finished(planned: Plan, step: Planned) -> Mapping[str, Any]:
+    """The manifest of a stage, run where it was not finished, by another driver meanwhile either."""
+    there = step.manifest or read_manifest(step.folder, planned.lake.digest)
+    return (
+        there or run_stage(step.stage, step.recipe, planned.config, _inputs(planned, step.stage), step.folder).manifest
     )
-    return Plan(planned.config, planned.lake, stages)
 
 
 def read(root: str, stage: str, run: str | None = None, *, endpoint: str | None = None) -> Dataset:

@@ -47,6 +47,10 @@ class Inputs:
     def __getitem__(self, stage: str) -> Table:
         return self.tables[stage]
 
+    def bare(self) -> Inputs:
+        """For a task that names its parts itself."""
+        return Inputs(Lake((), ()), {name: table.bare() for name, table in self.tables.items()})
+
 
 Known = Mapping[str, Footer | None]  # parts in order, each with its footer where this session knows it
 

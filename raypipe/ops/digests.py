@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -30,7 +31,8 @@ def columns_digest(digests: Mapping[str, str]) -> str:
 
 
 def _digest(column: pa.ChunkedArray) -> str:
-    digest = hashlib.sha256(f"{column.type};".encode())
+    kind = re.sub(r"<(item|element): ", "<", str(column.type))  # Parquet gives a list's values another name
+    digest = hashlib.sha256(f"{kind};".encode())
     array = column.combine_chunks() if column.num_chunks != 1 else column.chunk(0)
     _update(digest, pa.concat_arrays(array.chunks) if isinstance(array, pa.ChunkedArray) else array)
     return digest.hexdigest()[:16]

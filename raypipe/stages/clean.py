@@ -10,6 +10,7 @@ Columns: sample_id, status (ok, duplicate), evidence (of a duplicate: part and r
 from __future__ import annotations
 
 import itertools
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
@@ -19,7 +20,7 @@ from numpy.typing import NDArray
 
 from raypipe.config import Config, Pool
 from raypipe.ops.text import id_words
-from raypipe.part import Table, commit_part
+from raypipe.part import THREADS, Table, commit_part
 from raypipe.parts import map_items, map_parts
 from raypipe.stage import Inputs, Result
 from raypipe.store import Folder
@@ -90,10 +91,14 @@ def _put_duplicates(ids: Table, todo: set[str], num_rows: int, out: Folder) -> N
     edges = [2**64 * n // count for n in range(count + 1)]
     found = map_items(partial(find_duplicates, ids=ids), list(itertools.pairwise(edges)), label=out.name)
     part_N, row_N, first_part_N, first_row_N = np.concatenate(found, axis=1)
-    for place, part in enumerate(ids.parts):
-        if part in todo:
-            (mine,) = np.nonzero(part_N == place)
-            mine = mine[np.argsort(row_N[mine])]
-            first = [f"{ids.parts[p]} {r}" for p, r in zip(first_part_N[mine], first_row_N[mine], strict=True)]
-            columns: dict[str, Any] = {"row": pa.array(row_N[mine], pa.int32()), "first": pa.array(first, pa.string())}
-            commit_part(out, part, pa.table(columns), counts={})
+    places = [place for place, part in enumerate(ids.parts) if part in todo]
+
+    def put(place: int) -> None:
+        (mine,) = np.nonzero(part_N == place)
+        mine = mine[np.argsort(row_N[mine])]
+        first = [f"{ids.parts[p]} {r}" for p, r in zip(first_part_N[mine], first_row_N[mine], strict=True)]
+        columns: dict[str, Any] = {"row": pa.array(row_N[mine], pa.int32()), "first": pa.array(first, pa.string())}
+        commit_part(out, ids.parts[place], pa.table(columns), counts={})
+
+    with ThreadPoolExecutor(THREADS) as threads:
+        list(threads.map(put, places))

@@ -11,7 +11,6 @@ from __future__ import annotations
 import io
 import logging
 from functools import partial
-from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -61,7 +60,7 @@ def _fit(fold: kmeans.Fold, config: Cluster, seed: int, num_rows: int, out: Fold
     while not state.done and number < kmeans.MAX_ROUNDS:
         state = kmeans.advance(fold, state, metric=config.metric, seed=seed)
         rounds.put(f"{number:04d}.npz", npz(state))
-        number, state = max(_last_round(rounds) or (0, state), (number + 1, state), key=itemgetter(0))
+        number, state = _last_round(rounds, after=number + 1) or (number + 1, state)
     final: kmeans.Statistics = fold(kmeans.Step(kmeans.Batch(1.0, seed, config.metric), state.centers_KD))
     log.info("k-means: %d rounds, mean squared distance %.4f", number, final.inertia / num_rows)
     out.put("centers.npy", npy(state.centers_KD))
@@ -78,10 +77,10 @@ def _figures(out: Folder) -> dict[str, Any]:
     }
 
 
-def _last_round(rounds: Folder) -> tuple[int, kmeans.State] | None:
-    """Rounds done, by whichever driver, and the state after them: the same whoever did them."""
+def _last_round(rounds: Folder, after: int = 0) -> tuple[int, kmeans.State] | None:
+    """How many rounds were done, where more than `after`, and the state since: the same whichever driver did them."""
     names = rounds.list()
-    if not names:
+    if len(names) <= after:
         return None
     saved = np.load(io.BytesIO(rounds.read(names[-1])), allow_pickle=False)
     state = kmeans.State(saved["centers_KD"], float(saved["share"]), float(saved["inertia"]), bool(saved["done"]))

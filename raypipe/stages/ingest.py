@@ -75,17 +75,13 @@ class Work:
     def part_name(self, number: int, end: str = "") -> str:
         return f"part-{self.place:07d}-{number:04d}-{self.chain}{end}.parquet"
 
-    def parts(self, names: Sequence[str]) -> list[str]:
-        """Those of the slice, in order: always its first ones. Parts of another lake bear another chain."""
-        return sorted(name for name in names if name[5:12] == f"{self.place:07d}" and name[18 : 18 + 12] == self.chain)
-
 
 def ingest_slice(
     work: Work, *, out: Folder, columns: Columns, part_bytes: int, endpoint: str | None = None
 ) -> list[Footer]:
     """Footers of the parts made. Lines of parts that are there already are passed over unparsed."""
     instruction, response = ((c,) if isinstance(c, str) else c for c in (columns.instruction, columns.response))
-    there = work.parts(out.list(f"part-{work.place:07d}-"))
+    there = _first_ones(sorted(name for name in out.list(f"part-{work.place:07d}-") if work.chain in name))
     if _is_whole(there):
         return []
     read = int(read_footer(out, there[-1])["inputs"]["last_line"]) if there else 0
@@ -156,7 +152,12 @@ def _by_slice(lake: Lake, names: Sequence[str]) -> dict[int, list[str]]:
         place, chain = int(name[5:12]), name[18 : 18 + 12]
         if place < len(lake.chain) and lake.chain[place] == chain:
             found.setdefault(place, []).append(name)
-    return found
+    return {place: _first_ones(parts) for place, parts in found.items()}
+
+
+def _first_ones(parts: Sequence[str]) -> list[str]:
+    """Up to the first gap, which only a repair leaves: parts of a slice are made in order."""
+    return [part for number, part in enumerate(parts) if int(part[13:17]) == number]
 
 
 def _is_whole(parts: Sequence[str] | None) -> bool:

@@ -50,7 +50,10 @@ def run(config: Config, inputs: Inputs, out: Folder) -> Result:
     present = set(out.list())
     todo = [group for group in groups if part_name(group[0]) not in present]
     made = map_items(
-        partial(pack_group, config=config, inputs=inputs, out=out), todo, label=out.name, name=lambda g: part_name(g[0])
+        partial(pack_group, config=config, inputs=inputs.bare(), out=out),
+        todo,
+        label=out.name,
+        name=lambda g: part_name(g[0]),
     )
     parts |= {footer["name"]: footer for footer in made if footer}
     figures = [_figures(out, name) for name in parts]

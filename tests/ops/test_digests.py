@@ -1,5 +1,6 @@
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -47,6 +48,14 @@ def test_chunks_and_slices_do_not_matter(rows, a, b):
 @given(ROWS, ROWS)
 def test_equal_only_if_rows_are(one, two):
     assert (column_digests(table(one)) == column_digests(table(two))) == (one == two)
+
+
+@settings(deadline=None)
+@given(ROWS)
+def test_what_is_read_back_from_parquet_has_the_same_digest(rows):
+    """Every reader compares with what was recorded at the write: a difference of form would call sound parts damaged."""
+    pq.write_table(table(rows), sink := pa.BufferOutputStream())
+    assert column_digests(pq.read_table(pa.BufferReader(sink.getvalue()))) == column_digests(table(rows))
 
 
 def test_what_lies_under_a_null_is_not_looked_at():
