@@ -8,9 +8,11 @@ import sys
 import time
 from collections.abc import Sequence
 
-from raypipe import pipeline, screen, stopping
+from raypipe import garbage, pipeline, progress, screen, stopping
 from raypipe.config import load_config
+from raypipe.doctor import checks
 from raypipe.errors import RaypipeError, Stopped
+from raypipe.s3 import patience
 from raypipe.store import Folder
 
 
@@ -20,14 +22,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     logging.getLogger("raypipe").setLevel(logging.INFO)
     try:
-        options.verb(options)
+        return options.verb(options) or 0
     except RaypipeError as error:
         print(f"raypipe: {error}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         print("raypipe: stopped. A rerun goes on from the parts that are committed", file=sys.stderr)
         return Stopped.exit_code
-    return 0
 
 
 def _run(options: argparse.Namespace) -> None:
@@ -36,22 +37,38 @@ def _run(options: argparse.Namespace) -> None:
     with stopping.listening():
         done = pipeline.run(config, from_stage=options.from_stage, until=options.until)
     seconds = time.monotonic() - started
-    print(
-        screen.heading(done),
-        screen.stage_table(done),
-        f"done in {screen.duration(seconds)}",
-        screen.summary(done),
-        sep="\n",
-    )
+    print(_shown(done), f"done in {screen.duration(seconds)}", screen.summary(*_found(done)), sep="\n")
 
 
 def _plan(options: argparse.Namespace) -> None:
-    planned = pipeline.plan(load_config(options.config, options.overrides), options.from_stage)
-    print(screen.heading(planned), screen.stage_table(planned), sep="\n")
+    with patience(pipeline.PLAN_PATIENCE_S):
+        print(_shown(pipeline.plan(load_config(options.config, options.overrides), options.from_stage)))
 
 
 def _status(options: argparse.Namespace) -> None:
-    print(screen.status(Folder.at(options.root, options.endpoint)))
+    with patience(pipeline.PLAN_PATIENCE_S):
+        print(progress.status(Folder.at(options.root, options.endpoint)))
+
+
+def _gc(options: argparse.Namespace) -> None:
+    root = Folder.at(options.root, options.endpoint)
+    with patience(pipeline.PLAN_PATIENCE_S):
+        found = garbage.find_garbage(root, min_age_h=options.min_age_h)
+    print(garbage.listing(found), flush=True)
+    if options.delete:
+        gone = list(garbage.delete_garbage(found))
+        print(f"deleted {len(gone):,} folders, {screen.size(sum(folder.size for folder in gone))}")
+    elif found.doomed or found.temporaries:
+        print("nothing was deleted; --delete does it")
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    """The exit code of the first check that failed."""
+    failures = []
+    for check in checks(options.config, options.overrides):
+        print(check, flush=True)
+        failures += [check.exit_code] if check.state == "FAIL" else []
+    return failures[0] if failures else 0
 
 
 def _synth(options: argparse.Namespace) -> None:
@@ -59,6 +76,16 @@ def _synth(options: argparse.Namespace) -> None:
 
     account = write_lake(Folder.at(options.dir, options.endpoint), num_samples=options.num_samples, seed=options.seed)
     print(f"{options.dir}: {screen.planted(account)}")
+
+
+def _shown(planned: pipeline.Plan) -> str:
+    return "\n".join([screen.heading(planned), progress.stage_table(*_found(planned))])
+
+
+def _found(planned: pipeline.Plan) -> tuple[dict[str, Folder], screen.Manifests]:
+    """By stage: folders, and manifests of those that are finished."""
+    manifests = {step.stage.name: step.manifest for step in planned.stages if step.manifest is not None}
+    return {step.stage.name: step.folder for step in planned.stages}, manifests
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -77,31 +104,39 @@ def _parser() -> argparse.ArgumentParser:
         "raypipe", description="Pick the part of a code-instruction lake that is worth training on, and train on it."
     )
     verbs = parser.add_subparsers(required=True, metavar="VERB")
-    for name, verb, text in (
-        ("run", _run, "run what is left of a config's stages"),
-        ("plan", _plan, "what would run, what is done; starts nothing"),
-    ):
-        with_config = verbs.add_parser(name, help=text)
-        with_config.add_argument("config", metavar="CONFIG", help="YAML file")
-        with_config.add_argument("overrides", nargs="*", metavar="key.path=value", help="a value is YAML")
+    run = verbs.add_parser("run", help="run what is left of a config's stages")
+    run.add_argument("--until", metavar="STAGE", help="this stage and all before it")
+    run.set_defaults(verb=_run)
+    plan = verbs.add_parser("plan", help="what would run, what is done; starts nothing")
+    plan.set_defaults(verb=_plan)
+    doctor = verbs.add_parser("doctor", help="versions, accelerators, credentials, reach of every path of a config")
+    doctor.set_defaults(verb=_doctor)
+    for with_config in (run, plan, doctor):
         with_config.add_argument(
+            "config", metavar="CONFIG", help="YAML file", nargs="?" if with_config is doctor else None
+        )
+        with_config.add_argument("overrides", nargs="*", metavar="key.path=value", help="a value is YAML")
+    for whole in (run, plan):
+        whole.add_argument(
             "--from",
             dest="from_stage",
             metavar="STAGE",
             help="take all before it from the run's record; the lake is not listed",
         )
-        if verb is _run:
-            with_config.add_argument("--until", metavar="STAGE", help="this stage and all before it")
-        with_config.set_defaults(verb=verb)
     status = verbs.add_parser("status", help="progress and results of the runs under a root, from storage alone")
-    status.add_argument("root", metavar="ROOT")
     status.set_defaults(verb=_status)
+    gc = verbs.add_parser("gc", help="list, and with --delete remove, folders that no run names")
+    gc.add_argument("--delete", action="store_true", help="remove what is listed; without it nothing is removed")
+    gc.add_argument("--min-age-h", type=float, default=garbage.MIN_AGE_H, metavar="HOURS", help="younger ones are kept")
+    gc.set_defaults(verb=_gc)
+    for by_root in (status, gc):
+        by_root.add_argument("root", metavar="ROOT")
     synth = verbs.add_parser("synth", help="a synthetic code-instruction lake of any size")
     synth.add_argument("dir", metavar="DIR")
     synth.add_argument("--num-samples", type=int, default=3000)
     synth.add_argument("--seed", type=int, default=0)
     synth.set_defaults(verb=_synth)
-    for by_place in (status, synth):
+    for by_place in (status, gc, synth):
         by_place.add_argument("--endpoint", metavar="URL", help="of S3, other than AWS")
     return parser
 

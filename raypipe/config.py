@@ -34,7 +34,7 @@ def _has_instruction(template: str) -> str:
 def _as_list(value: Any) -> Any:
     """`lang: python` and `year: 2026` for `lang: [python]`, `year: ["2026"]`: in a name all values are text."""
     values = value if isinstance(value, list) else [value]
-    return [str(item) if isinstance(item, int) and not isinstance(item, bool) else item for item in values]
+    return tuple(str(item) if isinstance(item, int) and not isinstance(item, bool) else item for item in values)
 
 
 Template = Annotated[str, pydantic.AfterValidator(_has_instruction)]
@@ -244,7 +244,8 @@ def _fault(fault: Any) -> str:
         return f"{key}: unknown key" + (f". Did you mean {near}?" if near else "")
     if fault["type"] == "missing":
         return f"{key}: missing, and has no default. Add it"
-    return f"{key}: {fault['msg']}, got {json.dumps(fault['input'])}"
+    got = "" if names[-1] == "endpoint" else f", got {json.dumps(fault['input'])}"  # it may hold a password
+    return f"{key}: {fault['msg']}{got}"
 
 
 def _nearest(names: list[str]) -> str | None:

@@ -85,6 +85,8 @@ def _etags(key: str, folder: Folder) -> tuple[list[Found], str]:
     names = {found.uri[len(folder.path) + 1 :]: found.version for found in files}
     if "config.json" not in names:
         raise ConfigError(f"{key}: {folder.path} has no config.json, wanted a model directory in Hugging Face format")
+    if odd := [name for name in names if {"", ".", ".."} & set(name.split("/"))]:
+        raise ConfigError(f"{key}: {folder.uri(odd[0])} is no name of a file. Remove the object")
     return files, hashlib.sha256(canonical_json(names).encode()).hexdigest()[:24]
 
 
@@ -155,7 +157,8 @@ def _hub_revision(key: str, model: str, wanted: str | None) -> str:
     try:
         return str(huggingface_hub.HfApi().model_info(model, revision=wanted, timeout=10).sha)
     except (http_error, HFValidationError, OSError, RuntimeError) as error:
-        local = huggingface_hub.try_to_load_from_cache(model, "config.json", revision=wanted) if "/" in model else None
+        is_id = "/" in model and not isinstance(error, HFValidationError)
+        local = huggingface_hub.try_to_load_from_cache(model, "config.json", revision=wanted) if is_id else None
         if isinstance(local, str):
             return Path(local).parent.name
         raise ConfigError(

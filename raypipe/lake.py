@@ -95,7 +95,7 @@ def _expand_s3(path: str, storage: S3) -> Iterator[Slice]:
     """One paged listing below what stands before the first wildcard."""
     objects: Iterator[Object]
     if wildcard := WILDCARD.search(path):
-        matches = re.compile(glob_translate(path)).match
+        matches = re.compile(glob_translate(_as_local(path))).match
         objects = (found for found in storage.starting_with(path[: wildcard.start()]) if matches(found.uri))
     elif found := storage.find(path) if path.count("/") > 2 else None:
         objects = iter([found])
@@ -104,6 +104,11 @@ def _expand_s3(path: str, storage: S3) -> Iterator[Slice]:
     for found in objects:
         if found.uri == path or not _is_marker(found.uri, path):
             yield Slice(found.uri, found.size, found.version)
+
+
+def _as_local(path: str) -> str:
+    """A `**` beside other letters is a `*` in a local glob; fsspec refuses it."""
+    return "/".join(part if part == "**" else re.sub(r"\*+", "*", part) for part in path.split("/"))
 
 
 def _is_marker(uri: str, path: str) -> bool:

@@ -12,12 +12,15 @@ import os
 import time
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from raypipe.errors import Stopped, StorageError
+
+# of rmdir: the folder is in use, or is not ours to remove
+KEPT_FOLDER = (errno.ENOTEMPTY, errno.EEXIST, errno.ENOENT, errno.EBUSY, errno.EACCES, errno.EPERM)
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,23 +39,26 @@ class File:
 @dataclass(frozen=True)
 class Local:
     def names(self, uri: str, prefix: str = "") -> Iterator[str]:
-        if os.path.isdir(uri):
-            with refusals(uri):
-                yield from (name for name in os.listdir(uri) if name.startswith(prefix) and not name.startswith("."))
+        with refusals(uri), suppress(FileNotFoundError):
+            there = os.listdir(uri) if os.path.isdir(uri) else []
+            yield from (name for name in there if name.startswith(prefix) and not name.startswith("."))
 
     def walk(self, uri: str, *, hidden: bool = False) -> Iterator[File]:
-        for folder, folders, names in os.walk(uri):
-            folders.sort()
-            for name in sorted(names):
-                if hidden or not name.startswith("."):
-                    yield File.at(os.path.join(folder, name))
+        for entry in _entries(uri):
+            if entry.is_dir(follow_symlinks=False):
+                yield from self.walk(entry.path, hidden=hidden)
+            elif (hidden or not entry.name.startswith(".")) and (found := self.find(entry.path)):  # not removed since
+                yield found
 
     def find(self, uri: str) -> File | None:
-        return File.at(uri) if os.path.isfile(uri) else None
+        with refusals(uri), suppress(FileNotFoundError):
+            return File.at(uri) if os.path.isfile(uri) else None
+        return None
 
     def get(self, uri: str) -> bytes | None:
-        with refusals(uri):
+        with refusals(uri), suppress(FileNotFoundError):
             return Path(uri).read_bytes() if os.path.isfile(uri) else None
+        return None
 
     def open(self, uri: str) -> BinaryIO:
         with refusals(uri):
@@ -79,10 +85,12 @@ class Local:
 
     @contextmanager
     def create(self, uri: str) -> Iterator[BinaryIO]:
+        """Whoever is given the file may close it."""
         with _temporary(uri) as file:
             yield file
-            file.flush()
-            os.fsync(file.fileno())
+            file.close()
+            with open(file.name, "rb") as whole:
+                os.fsync(whole.fileno())
             os.replace(file.name, uri)
 
     def delete(self, uri: str) -> None:
@@ -92,7 +100,7 @@ class Local:
             try:
                 os.rmdir(os.path.dirname(uri))
             except OSError as error:
-                if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOENT, errno.EBUSY):
+                if error.errno not in KEPT_FOLDER:
                     raise
 
 
@@ -105,15 +113,30 @@ class _Watched(io.FileIO):
         self._check()
 
     def readinto(self, buffer: Any) -> int | None:
-        count = super().readinto(buffer)
+        with refusals(str(self.name)):
+            count = super().readinto(buffer)
         if not count:
             self._check()
         return count
+
+    def readall(self) -> bytes:
+        """By which a buffered file reads all there is."""
+        with refusals(str(self.name)):
+            data = super().readall()
+        self._check()
+        return data
 
     def _check(self) -> None:
         now = str(os.fstat(self.fileno()).st_mtime_ns)
         if now != self.version:
             raise Stopped(changed(str(self.name), self.version, now))
+
+
+def _entries(uri: str) -> list[os.DirEntry[str]]:
+    """In the order of the paths that they stand for: x.y before x/y, as on S3."""
+    with refusals(uri), suppress(FileNotFoundError, NotADirectoryError), os.scandir(uri) as entries:
+        return sorted(entries, key=lambda entry: entry.name + "/" * entry.is_dir(follow_symlinks=False))
+    return []
 
 
 def changed(uri: str, listed: str, now: str) -> str:

@@ -85,6 +85,7 @@ def map_parts(
             batch_size=1,
             fn_kwargs={"inputs": [table.bare() for table in inputs]},
             num_cpus=IO_CPUS,
+            concurrency=2 * high,
             max_retries=IO_RETRIES,
         )
         .map_batches(
@@ -105,6 +106,7 @@ def map_parts(
             batch_format="pyarrow",
             fn_kwargs={"out": out},
             num_cpus=IO_CPUS,
+            concurrency=2 * high,
             max_retries=IO_RETRIES,
         )
         .iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from raypipe import stopping
 from raypipe.config import Config
-from raypipe.errors import ConfigError
+from raypipe.errors import ConfigError, DataError
 from raypipe.identity import model_identity, pinned_model, resolved_backend
 from raypipe.lake import Lake, list_lake
 from raypipe.part import Table
@@ -204,8 +204,20 @@ def read(root: str, stage: str, run: str | None = None, *, endpoint: str | None 
 
 
 def recorded_runs(root: Folder) -> dict[str, dict[str, Any]]:
+    """By name. DataError for a file that is no run's record."""
     runs = root / "runs"
-    return {name.removesuffix(".json"): json.loads(runs.read(name)) for name in runs.list() if name.endswith(".json")}
+    names = [name for name in runs.list() if name.endswith(".json")]
+    return {name.removesuffix(".json"): _parsed(runs.uri(name), runs.read(name)) for name in names}
+
+
+def _parsed(uri: str, data: bytes) -> dict[str, Any]:
+    try:
+        record = json.loads(data)
+        if {"lake", "folders"} <= record.keys():
+            return dict(record)
+    except (ValueError, AttributeError):
+        pass
+    raise DataError(f"{uri}: got something else, wanted a run's record. Run its config again, or remove the file")
 
 
 @contextmanager
@@ -222,7 +234,9 @@ def ray_session() -> Iterator[None]:
     if not address:
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # its daemons write to this terminal
         local = {"include_dashboard": False}
+    listened = stopping.is_listening()
     ray.init(address=address or "local", log_to_driver=False, logging_level="ERROR", **local)
+    stopping.listen_again(listened)  # ray.init takes SIGTERM for itself
     have = ray.cluster_resources()
     where = f"the cluster at {address}" if address else "this machine"
     log.info("ray on %s: %g CPUs, %g GPUs", where, have.get("CPU", 0), have.get("GPU", 0))

@@ -14,11 +14,12 @@ import io
 import logging
 import os
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from functools import cache, partial
 from typing import Any, BinaryIO, TypeVar
@@ -27,10 +28,11 @@ from urllib.parse import urlsplit
 import tenacity
 
 from raypipe.errors import Stopped, StorageError
-from raypipe.local import changed
+from raypipe.local import changed, refusals
 
 log = logging.getLogger("raypipe")
 PATIENCE_S = float(os.environ.get("RAYPIPE_RETRY_S", 300))  # how long a request is tried again
+RENEWAL_S = 30  # for whatever renews expired credentials
 CONNECT_S, READ_S = 10, 30  # without a byte
 BLOCK_BYTES = 8 << 20  # of a file read from front to back, by one request each
 THREADS = 32
@@ -112,9 +114,12 @@ class S3:
 
         def read(s3: Any) -> tuple[str, bytes]:
             answer = s3.get_object(Bucket=bucket, Key=key, Range=f"bytes={first}-{first + count - 1}")
-            return answer["ETag"].strip('"'), answer["Body"].read()
+            now, data = answer["ETag"].strip('"'), answer["Body"].read()
+            if len(data) != count and now == version:
+                raise ConnectionError(f"{len(data)} bytes came, {count} were asked for")
+            return now, data
 
-        now, data = self._ask(uri, "GetObject", read, missing=("nothing", b""))
+        now, data = self._ask(uri, "GetObject", read, missing=("nothing there", b""))
         if now != version:
             raise Stopped(changed(uri, version, now))
         return data
@@ -129,9 +134,10 @@ class S3:
     def create(self, uri: str) -> Iterator[BinaryIO]:
         """By way of a temporary file, and in several requests where it is large; these are not conditional on any server."""
         bucket, key = _split(uri)
-        with tempfile.NamedTemporaryFile() as file:
-            yield file  # type: ignore[misc]
-            file.flush()
+        here = refusals(f"{uri}, by way of {tempfile.gettempdir()}")
+        with here, tempfile.TemporaryDirectory() as folder, open(f"{folder}/file", "wb") as file:
+            yield file
+            file.close()  # whoever was given it may have done so
             self._ask(uri, "PutObject", lambda s3: s3.upload_file(file.name, bucket, key), attempts=10)
 
     def delete(self, uri: str) -> None:
@@ -156,19 +162,19 @@ class S3:
 
     def _ask(self, uri: str, action: str, request: Callable[[Any], T], *, attempts: int = 1, **otherwise: T) -> T:
         """The answer; for what is `missing` or `taken` what `otherwise` gives. `action` is the right that it takes."""
-        from raypipe.s3_errors import FAILURES, kind_of, refusal
+        from raypipe.s3_errors import FAILURES, kind_of, refusal, shown
 
         asked = _patience.get()
-        limit = PATIENCE_S if asked is None else asked
+        limit, began = PATIENCE_S if asked is None else asked, time.monotonic()
 
         def try_again(error: BaseException) -> bool:
             if kind_of(error) == "expired":
                 client.cache_clear()  # the next one reads the credentials anew
-            return kind_of(error) in ("passing", "expired")
+            return kind_of(error) == "passing" or (kind_of(error) == "expired" and time.monotonic() - began < RENEWAL_S)
 
         def say(state: tenacity.RetryCallState) -> None:
             if state.attempt_number in (8, 16, 32, 64) and state.outcome:
-                log.warning("%s: tried %d times: %s", uri, state.attempt_number, state.outcome.exception())
+                log.warning("%s: tried %d times: %s", uri, state.attempt_number, shown(state.outcome.exception()))
 
         retrying = tenacity.Retrying(
             retry=tenacity.retry_if_exception(try_again),
@@ -218,6 +224,8 @@ def client(endpoint: str | None, attempts: int = 1) -> Any:
     import boto3
     from botocore.config import Config
 
+    from raypipe.s3_errors import check_genuine
+
     config = Config(
         retries={"mode": "legacy", "total_max_attempts": attempts},
         connect_timeout=CONNECT_S,
@@ -226,7 +234,9 @@ def client(endpoint: str | None, attempts: int = 1) -> Any:
         request_checksum_calculation="when_required",  # older stores refuse boto3's newer checksums; we send Content-MD5
         response_checksum_validation="when_required",
     )
-    return boto3.session.Session().client("s3", endpoint_url=endpoint, config=config)
+    made = boto3.session.Session().client("s3", endpoint_url=endpoint, config=config)
+    made.meta.events.register("after-call.s3", check_genuine)
+    return made
 
 
 def _list(s3: Any, **query: str) -> Any:
@@ -234,13 +244,15 @@ def _list(s3: Any, **query: str) -> Any:
 
 
 def _split(uri: str) -> tuple[str, str]:
-    parts = urlsplit(uri, allow_fragments=False)
-    return parts.netloc, parts.path.lstrip("/")
+    """Bucket and key; not by urlsplit, as ? and line ends are letters of a key like others."""
+    bucket, _, key = uri.removeprefix("s3://").partition("/")
+    return bucket, key
 
 
 def _date(answer: Any) -> datetime:
-    """By the server's clock."""
-    return parsedate_to_datetime(answer["ResponseMetadata"]["HTTPHeaders"]["date"])
+    """By the server's clock, where it tells the time."""
+    told = answer["ResponseMetadata"]["HTTPHeaders"].get("date")
+    return parsedate_to_datetime(told) if told else datetime.now(UTC)
 
 
 def arrow_filesystem(endpoint: str | None) -> Any:
@@ -250,6 +262,7 @@ def arrow_filesystem(endpoint: str | None) -> Any:
     s3 = client(endpoint)
     credentials = s3._request_signer._credentials.get_frozen_credentials()
     url = urlsplit(s3.meta.endpoint_url)
+    trusted = s3._endpoint.http_session._verify  # True, or the file of AWS_CA_BUNDLE or of the profile
     return pyarrow.fs.S3FileSystem(
         access_key=credentials.access_key,
         secret_key=credentials.secret_key,
@@ -257,5 +270,7 @@ def arrow_filesystem(endpoint: str | None) -> Any:
         region=s3.meta.region_name,
         endpoint_override=None if url.netloc.endswith("amazonaws.com") else url.netloc,
         scheme=url.scheme,
+        force_virtual_addressing=(s3.meta.config.s3 or {}).get("addressing_style") == "virtual",
+        tls_ca_file_path=trusted if isinstance(trusted, str) else None,
         retry_strategy=pyarrow.fs.AwsDefaultS3RetryStrategy(10),
     )

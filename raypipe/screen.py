@@ -1,14 +1,15 @@
-"""What a person sees on the terminal: the stage table, and the end summary in words. Every number is in a manifest."""
+"""What a person sees on the terminal: tables, sizes, and the end of a run in words. Every number is in a manifest."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from raypipe.identity import package_versions
-from raypipe.pipeline import Plan, recorded_runs
-from raypipe.stage import read_manifest
+from raypipe.pipeline import Plan
 from raypipe.store import Folder
+
+Manifests = Mapping[str, Mapping[str, Any]]  # of the finished stages of a run
 
 
 def heading(planned: Plan) -> str:
@@ -21,44 +22,9 @@ def heading(planned: Plan) -> str:
     return f"raypipe {versions.get('raypipe', '?')}  ray {versions.get('ray', '?')}  root {planned.config.storage.root}  {lake}"
 
 
-def stage_table(planned: Plan) -> str:
-    """One line a stage: folder, parts, rows, state."""
-    return _table({step.stage.name: step.folder for step in planned.stages}, planned.lake.digest)
-
-
-def status(folder: Folder) -> str:
-    """Runs under a root, from storage alone; also while a job runs."""
-    runs = recorded_runs(folder)
-    if not runs:
-        return f"{folder.path}: no run yet"
-    tables = (
-        f"run {name}\n" + _table({stage: folder / leaf for stage, leaf in record["folders"].items()}, record["lake"])
-        for name, record in runs.items()
-    )
-    return "\n\n".join(tables)
-
-
-def _table(folders: Mapping[str, Folder], lake: str) -> str:
-    manifests = {stage: read_manifest(folder, lake) for stage, folder in folders.items()}
-    ingest = manifests["ingest"]
-    total = str(len(ingest["parts"])) if ingest else "?"
-    rows = (_row(stage, folder, manifests[stage], total) for stage, folder in folders.items())
-    return _aligned([("stage", "folder", "parts", "rows", "state"), *rows])
-
-
-def _row(stage: str, folder: Folder, manifest: Mapping[str, Any] | None, total_parts: str) -> tuple[str, ...]:
-    leaf = folder.name
-    if manifest is not None:
-        parts = len(manifest["parts"])
-        return stage, leaf, f"{parts}/{parts}" if parts else "-", f"{manifest['rows']:,}" if parts else "-", "done"
-    there = folder.list()
-    parts = sum(name.startswith("part-") for name in there)
-    return stage, leaf, f"{parts}/{total_parts}" if parts else "-", "-", "unfinished" if there else "to do"
-
-
-def _aligned(rows: list[tuple[str, ...]]) -> str:
+def aligned(rows: Sequence[tuple[str, ...]], right: Collection[int] = ()) -> str:
+    """Cells under each other; `right` are the columns of numbers."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    right = {2, 3}
     cells = (
         [
             cell.rjust(width) if place in right else cell.ljust(width)
@@ -69,14 +35,13 @@ def _aligned(rows: list[tuple[str, ...]]) -> str:
     return "\n".join("  ".join(line).rstrip() for line in cells)
 
 
-def summary(planned: Plan) -> str:
-    """The end of a run in words, as far as it went."""
-    found = {step.stage.name: step.manifest for step in planned.stages if step.manifest is not None}
-    lines = [line for stage, words in _WORDS.items() if stage in found for line in words(found)]
-    if "report" in found:
-        lines.append(f"report  {planned['report'].folder.uri('index.html')}")
-    if "train" in found:
-        lines.append(f"model   {planned['train'].folder.uri('model')}")
+def summary(folders: Mapping[str, Folder], manifests: Manifests) -> str:
+    """The end of a run in words, as far as it went; a line needs the manifests that its numbers are from."""
+    lines = [line for needs, words in _WORDS if needs <= manifests.keys() for line in words(manifests)]
+    if "report" in manifests:
+        lines.append(f"report  {folders['report'].uri('index.html')}")
+    if "train" in manifests:
+        lines.append(f"model   {folders['train'].uri('model')}")
     return "\n".join(lines)
 
 
@@ -93,7 +58,16 @@ def duration(seconds: float) -> str:
     return f"{hours} h {minutes} min" if hours else f"{minutes} min {seconds:.0f} s" if minutes else f"{seconds:.1f} s"
 
 
-def _ingest_words(found: Mapping[str, Any]) -> list[str]:
+def size(num_bytes: float) -> str:
+    """Three digits, decimal units: as storage is billed."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if num_bytes < 999.5:
+            return f"{num_bytes:.3g} {unit}"
+        num_bytes /= 1000
+    return f"{num_bytes:,.3g} TB" if num_bytes < 999.5 else f"{num_bytes:,.0f} TB"
+
+
+def _ingest_words(found: Manifests) -> list[str]:
     counts = found["ingest"]["counts"]
     read, rows = sum(counts.values()), counts.get("ok", 0)
     line = f"{read:,} read = {rows:,} rows + {read - rows:,} rejected{_reasons(counts)}"
@@ -103,7 +77,7 @@ def _ingest_words(found: Mapping[str, Any]) -> list[str]:
     return [line]
 
 
-def _score_words(found: Mapping[str, Any]) -> list[str]:
+def _score_words(found: Manifests) -> list[str]:
     counts = found["score"]["counts"]
     line = f"{counts.get('ok', 0):,} scored"
     if "select" in found:
@@ -117,7 +91,7 @@ def _score_words(found: Mapping[str, Any]) -> list[str]:
     return [line]
 
 
-def _pack_words(found: Mapping[str, Any]) -> list[str]:
+def _pack_words(found: Manifests) -> list[str]:
     pack = found["pack"]["summary"]
     line = f"fill {pack['fill']:.1%} (padding would be {pack['padding_otherwise']:.1%})"
     held_out = found.get("train", {}).get("summary", {}).get("held_out", {})
@@ -129,12 +103,12 @@ def _pack_words(found: Mapping[str, Any]) -> list[str]:
     return [line]
 
 
-_WORDS = {
-    "ingest": _ingest_words,
-    "score": _score_words,
-    "report": lambda found: [f"! {text}" for text in found["report"]["summary"]["warnings"]],
-    "pack": _pack_words,
-}
+_WORDS = (
+    ({"ingest"}, _ingest_words),
+    ({"ingest", "score"}, _score_words),
+    ({"report"}, lambda found: [f"! {text}" for text in found["report"]["summary"]["warnings"]]),
+    ({"pack"}, _pack_words),
+)
 
 
 def _reasons(counts: Mapping[str, int]) -> str:

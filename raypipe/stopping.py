@@ -13,6 +13,7 @@ from raypipe.errors import Stopped
 
 log = logging.getLogger("raypipe")
 GRACE_S = 20.0  # for parts in work; 30 s are promised, and Ray takes a few to end
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _asked = threading.Event()
 
 
@@ -29,17 +30,28 @@ def check(where: str) -> None:
 @contextmanager
 def listening() -> Iterator[None]:
     """While this lasts, the first SIGINT or SIGTERM asks for a stop, and the next one is a KeyboardInterrupt."""
-
-    def handle(number: int, frame: FrameType | None) -> None:
-        if asked():
-            raise KeyboardInterrupt
-        _asked.set()
-        log.warning("stopping: parts in work get %.0f s to be committed. Once more to stop at once", GRACE_S)
-
     _asked.clear()
-    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, _handle) for number in SIGNALS}
     try:
         yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def listen_again(listened: bool) -> None:
+    """After what takes the signals for itself, as `ray.init` does."""
+    if listened:
+        for number in SIGNALS:
+            signal.signal(number, _handle)
+
+
+def is_listening() -> bool:
+    return signal.getsignal(signal.SIGTERM) is _handle
+
+
+def _handle(number: int, frame: FrameType | None) -> None:
+    if asked():
+        raise KeyboardInterrupt
+    _asked.set()
+    log.warning("stopping: parts in work get %.0f s to be committed. Once more to stop at once", GRACE_S)

@@ -68,10 +68,10 @@ def storage_of(uri: str, endpoint: str | None = None) -> Storage:
 
 def location(path: str) -> str:
     """A URI or an absolute local path, without a slash at its end; ConfigError for storage that raypipe does not speak."""
-    if scheme := re.match(r"([A-Za-z][A-Za-z0-9+.-]*)://", path):
-        if scheme[1] != "s3":
+    if scheme := re.match(r"([A-Za-z][A-Za-z0-9+.-]*)://|s3:", path):
+        if not re.match("s3://[^/]", path):
             raise ConfigError(
-                f"{path}: storage {scheme[1]}:// is not supported. Give a folder or s3://bucket/prefix (for other stores that "
+                f"{path}: storage {scheme[0]} is not supported. Give a folder or s3://bucket/prefix (for other stores that "
                 "speak S3, set storage.endpoint)"
             )
         return path.rstrip("/")

@@ -68,6 +68,34 @@ def ray_here():
         yield
 
 
+@pytest.fixture(scope="session")
+def rgw(tmp_path_factory):
+    """A real S3 server: `.endpoint`, `.environment`, `.bucket()`, `.user(name)`, `.allow(...)`, `.session_token(seconds)`."""
+    from tests.rgw import running
+
+    with running(tmp_path_factory.mktemp("rgw") / "ceph") as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def proxy(rgw):
+    """The same server behind faults: `.endpoint`, `.environment`, `.rules([...], seed=0)`, `.stats()`, `.clear()`."""
+    from tests.faultproxy import proxying
+
+    with proxying(rgw.endpoint, rgw.environment) as process:
+        yield process
+
+
+@pytest.fixture
+def bucket(rgw, monkeypatch) -> str:
+    """`s3://...`, new and empty; AWS_* of this process (and of those it starts) point to it, past the proxy."""
+    for name in ("AWS_SESSION_TOKEN", "AWS_PROFILE"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in rgw.environment.items():
+        monkeypatch.setenv(name, value)
+    return f"s3://{rgw.bucket()}"
+
+
 def pytest_addoption(parser):
     parser.addoption(
         "--update-golden", action="store_true", help="write tests/golden anew; only together with a new Stage.version"

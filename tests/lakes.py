@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import yaml
@@ -49,6 +50,16 @@ def raypipe(*words: object, **environment: str) -> subprocess.CompletedProcess:
     """The command line in a process of its own."""
     command = [sys.executable, "-m", "raypipe.cli", *map(str, words)]
     return subprocess.run(command, capture_output=True, text=True, env={**os.environ, **environment}, cwd=PROJECT)
+
+
+def wait_until(condition, driver: subprocess.Popen | None = None, timeout_s: float = 240):
+    """What the condition gives once it is true; fails when the driver ends before, or time runs out."""
+    deadline = time.monotonic() + timeout_s
+    while not (found := condition()):
+        assert driver is None or driver.poll() is None, f"the run ended too early: {driver.communicate()}"
+        assert time.monotonic() < deadline, f"waited {timeout_s:.0f} s in vain"
+        time.sleep(0.005)
+    return found
 
 
 def digests(root: Path, run: str = "test") -> dict[str, dict[str, str]]:

@@ -113,3 +113,65 @@ def test_every_shipped_config_is_valid():
 def test_every_key_has_its_own_leaf_path():
     keys = all_keys(Config)
     assert len(keys) == len(set(keys)) and "resources.score.max_batch_tokens" in keys
+
+
+@pytest.mark.parametrize(
+    ("override", "value"),
+    [
+        ("storage.root=s3://bucket/runs/", "s3://bucket/runs"),
+        ("storage.root=s3://bucket", "s3://bucket"),
+        ("ingest.paths=[s3://b/x/**/*.gz, s3://b/y]", ("s3://b/x/**/*.gz", "s3://b/y")),
+        ("model=s3://b/models/m/", "s3://b/models/m"),
+        ("embed.model=s3://b/e", "s3://b/e"),
+        ("score.model=s3://b/s", "s3://b/s"),
+        ("storage.endpoint=http://minio:9000", "http://minio:9000"),
+        ("storage.endpoint=https://s3.example.org/base", "https://s3.example.org/base"),
+    ],
+)
+def test_places_on_s3_stay_as_they_are(load, override, value):
+    """A URI taken for a relative path is a folder named s3: in the working directory."""
+    config = load(MINIMAL, override)
+    for name in override.partition("=")[0].split("."):
+        config = getattr(config, name)
+    assert config == value
+
+
+@pytest.mark.parametrize("key", ["storage.root", "ingest.paths", "model", "embed.model", "score.model"])
+@pytest.mark.parametrize("uri", ["gs://b/x", "https://host/x", "hf://org/model", "file:///x"])
+def test_other_storage_is_refused_wherever_it_is_named(load, key, uri):
+    """Otherwise it is a local path, and fails on some node, hours later."""
+    with pytest.raises(ConfigError, match=f"{uri}: storage .* is not supported. Give a folder or s3://bucket/prefix"):
+        load(MINIMAL, f"{key}=[{uri}]" if key == "ingest.paths" else f"{key}={uri}")
+
+
+@pytest.mark.parametrize(
+    "endpoint", ["https://user:password@host", "http://user@host:9000", "minio:9000", "s3://b", "http://", "http://a b"]
+)
+def test_an_endpoint_is_an_address_without_a_secret(load, endpoint):
+    """The config is recorded with every run, and read by all who may see its report."""
+    with pytest.raises(ConfigError, match=r"storage\.endpoint: ") as caught:
+        load(MINIMAL, f"storage.endpoint='{endpoint}'")
+    assert "password" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("partitions", "read"),
+    [
+        ("{lang: python, year: 2026}", {"lang": ("python",), "year": ("2026",)}),
+        ("{lang: [python, 'c++'], year: [2025, '2026']}", {"lang": ("python", "c++"), "year": ("2025", "2026")}),
+        ("{month: '01'}", {"month": ("01",)}),
+        ("{}", {}),
+    ],
+)
+def test_partitions_as_people_write_them(load, partitions, read):
+    """In a name all values are text; 2026 in YAML is none."""
+    config = load(MINIMAL, f"ingest.partitions={partitions}")
+    assert config.ingest.partitions == read
+    assert load(config.model_dump_json()).ingest.partitions == read
+
+
+@pytest.mark.parametrize("value", ["[]", "null", "true", "1.5", "[[a]]", "{a: b}"])
+def test_partitions_that_mean_nothing(load, value):
+    """`year: 1.5` would match no file, `lang: []` none either, and `lang: no` is False in YAML."""
+    with pytest.raises(ConfigError, match=r"ingest\.partitions\.lang"):
+        load(MINIMAL, f"ingest.partitions={{lang: {value}}}")

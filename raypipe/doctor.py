@@ -1,0 +1,127 @@
+"""`raypipe doctor`: everything a run needs, asked before it runs. One line a check; it goes on after a failure.
+
+A config adds its models, its lake and its root, all asked as a run would ask them. What it writes is one probe in the
+root, which it removes. No credential is ever shown, only of which kind it is.
+"""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal
+
+from raypipe import reach
+from raypipe.config import Config, load_config
+from raypipe.errors import ConfigError, RaypipeError, Stopped
+from raypipe.machine import MACHINE, Doubt, disk, gpus
+from raypipe.s3 import patience
+from raypipe.store import Folder
+
+PATIENCE_S = 10.0
+
+
+@dataclass(frozen=True)
+class Check:
+    state: Literal["ok", "warn", "FAIL"]
+    what: str
+    detail: str
+    exit_code: int = 0  # of the error, where it failed
+
+    def __str__(self) -> str:
+        return f"{self.state:<4}  {self.what:<16}  {self.detail}"
+
+
+def checks(path: str | None = None, overrides: list[str] | tuple[str, ...] = ()) -> Iterator[Check]:
+    """Each as soon as it is known."""
+    for what, ask in {**MACHINE, "ray": reach.ray_address}.items():
+        yield _checked(what, ask)
+    if path is not None:
+        try:
+            config = load_config(path, overrides)
+        except ConfigError as error:
+            yield _failed("config", error)
+        else:
+            yield Check("ok", "config", f"{path}: run {config.name}")
+            yield from _of_config(config)
+
+
+def _of_config(config: Config) -> Iterator[Check]:
+    root, endpoint = config.storage.root, config.storage.endpoint
+    models = {"model": config.model, "embed.model": config.embed.model}
+    models |= {"score.model": config.score_model} if config.score_model != config.model else {}
+    places = (root, *config.ingest.paths, *models.values())
+    remote, answers = [place for place in places if _is_remote(place)], True
+    yield _checked("resources", partial(_resources, config))
+    yield _checked("nodes", partial(_nodes, places))
+    if remote:
+        yield _checked("credentials", reach.credentials)
+        yield (server := _checked("S3 and clock", partial(reach.server, remote[0], endpoint)))
+        answers = server.exit_code != Stopped.exit_code
+    asked = {key: (place, partial(reach.model, key, place, endpoint)) for key, place in models.items()}
+    lake = next(filter(_is_remote, config.ingest.paths), config.ingest.paths[0])
+    for what, (place, ask) in {**asked, "lake": (lake, partial(reach.lake, config))}.items():
+        yield _checked(what, ask) if answers or not _is_remote(place) else _unasked(what)
+    if answers or not _is_remote(root):
+        yield from _of_root(Folder.at(root, endpoint))
+    else:
+        yield _unasked("root")
+
+
+def _of_root(root: Folder) -> Iterator[Check]:
+    """By one probe, which is gone afterwards whatever happened."""
+    yield _checked("root: list", lambda: f"{len(root.list()):,} names in {root.path}")
+    if not _is_remote(root.path):
+        yield _checked("root: disk", partial(disk, root.path))
+    probe = reach.Probe(root, f".doctor.{uuid.uuid4().hex}", uuid.uuid4().bytes)
+    written = deleted = _checked("root: write", probe.write)
+    try:
+        yield written
+        if written.state != "FAIL":
+            yield _checked("root: read", probe.read)
+            yield _checked("root: write once", probe.write_once)
+    finally:
+        if written.exit_code in (0, Stopped.exit_code):  # a write that was not answered may have been done
+            deleted = _checked("root: delete", probe.delete)
+    if deleted is not written:
+        yield deleted
+
+
+def _resources(config: Config) -> str:
+    pools = {name: getattr(config.resources, name).gpus for name in ("embed", "cluster", "score", "train")}
+    wanted = ", ".join(f"{name} {number:g}" for name, number in pools.items() if number)
+    if not wanted:
+        return "no stage asks for a GPU"
+    if os.environ.get("RAY_ADDRESS") or gpus():
+        return f"GPUs asked for: {wanted}"
+    return Doubt(f"GPUs asked for ({wanted}), and there is none here. Set RAY_ADDRESS to a cluster that has them")
+
+
+def _nodes(places: Sequence[str]) -> str:
+    local = sorted({place for place in places if os.path.isabs(place)})
+    if os.environ.get("RAY_ADDRESS") and local:
+        return Doubt(f"every node of the cluster must see, under the same path, {', '.join(local)}")
+    return "every path is on storage that all nodes see" if not local else "no cluster: paths are those of this machine"
+
+
+def _is_remote(place: str) -> bool:
+    return place.startswith("s3://")
+
+
+def _checked(what: str, ask: Callable[[], str]) -> Check:
+    try:
+        with patience(PATIENCE_S):
+            detail = ask()
+    except RaypipeError as error:
+        return _failed(what, error)
+    return Check("warn" if isinstance(detail, Doubt) else "ok", what, detail)
+
+
+def _failed(what: str, error: RaypipeError) -> Check:
+    return Check("FAIL", what, "; ".join(line.strip() for line in str(error).splitlines()), error.exit_code)
+
+
+def _unasked(what: str) -> Check:
+    return Check("FAIL", what, "not asked, as S3 does not answer", Stopped.exit_code)

@@ -1,0 +1,174 @@
+"""SIGKILL of the driver, of an actor and of a node, in every stage that works on parts; on real S3, several nodes on one machine.
+
+Commits are slowed down on their way to the server, so that a kill comes while a stage is at work. What was committed by then
+keeps its etag and its time; only what was in work is computed again, which footers tell: `attempt` is above 1, or `made`
+later. Whatever was killed, the columns' digests are those of an unbroken run.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import psutil
+import pytest
+from ray.cluster_utils import Cluster
+
+from raypipe.store import Folder
+from tests.lakes import PROJECT, wait_until, write_config, write_lake
+
+pytestmark = pytest.mark.slow
+POINTS = {  # where a kill comes: the stage, and what it has put by then
+    "ingest": "part-", "embed": "part-", "score": "part-", "cluster's fit": "_rounds/", "cluster's assign": "part-", "select": "part-",
+}  # fmt: skip
+AFTER = 3  # objects put by a stage before something is killed
+IN_WORK = 24  # at most: two actors with four tasks of ten light parts in flight are more than ever were seen
+
+
+@dataclass
+class World:
+    cluster: Cluster
+    nodes: list
+    proxy: object
+    environment: dict[str, str]
+    config: object
+    bucket: str
+
+    def root(self, name):
+        return f"s3://{self.bucket}/{name}"
+
+    def start(self, name, *overrides):
+        words = [self.config, f"storage.root={self.root(name)}", "--until", "select", *overrides]
+        log = open(f"{self.config}.{name}.log", "a")  # noqa: SIM115  the driver's, as long as it lives
+        command = [sys.executable, "-m", "raypipe.cli", "run", *map(str, words)]
+        return subprocess.Popen(command, cwd=PROJECT, env=self.environment, stdout=log, stderr=log)
+
+    def log(self, name):
+        return open(f"{self.config}.{name}.log").read()
+
+    def objects(self, name):
+        """Every part and round: key below the root -> (etag, its age in s)."""
+        root = Folder.at(self.root(name))
+        return {f.uri[len(root.path) + 1 :]: f for f in root.walk() if "/part-" in f.uri or "/_rounds/" in f.uri}
+
+    def footers(self, name):
+        root = Folder.at(self.root(name))
+        record = json.loads(root.read("runs/test.json"))
+        manifests = {
+            stage: root.find(f"{folder}/manifest-{record['lake']}.json") for stage, folder in record["folders"].items()
+        }
+        return {stage: json.loads(data)["parts"] for stage, data in manifests.items() if data}
+
+    @contextmanager
+    def slow(self) -> Iterator[None]:
+        rule = {"method": "PUT", "path": r"/(ingest|embed|score|cluster|select)-\w+/(_rounds/|part-)", "action": "latency"}
+        self.proxy.rules([{**rule, "seconds": 0.25}])
+        try:
+            yield
+        finally:
+            self.proxy.clear()
+
+    def reached(self, name, point):
+        stage, wanted = point.split("'")[0], POINTS[point]
+        return sum(f"{stage}-" in key and f"/{wanted}" in f"/{key.split('/', 1)[1]}" for key in self.objects(name)) >= AFTER
+
+
+def digests(footers):
+    return {stage: {part["name"]: part["columns"] for part in parts} for stage, parts in footers.items()}
+
+
+@pytest.fixture(scope="module")
+def world(rgw, proxy, tmp_path_factory, random_model, embedder):
+    folder = tmp_path_factory.mktemp("matrix")
+    environment = {**os.environ, **rgw.environment, "AWS_ENDPOINT_URL": proxy.endpoint, "OMP_NUM_THREADS": "1"}
+    before = dict(os.environ)
+    os.environ.update(environment)  # raylets, and what they start, get it from here
+    write_lake(folder / "lake", num_samples=360, files=12)
+    config = write_config(
+        folder / "test.yaml", model=random_model, embedder=embedder, ingest={"part_bytes": 6000}, cluster={"num_clusters": 8}
+    )  # fmt: skip
+    health = {"health_check_initial_delay_ms": 0, "health_check_period_ms": 500, "health_check_failure_threshold": 4}
+    head = {"num_cpus": 1, "object_store_memory": 200 << 20, "_system_config": health}
+    cluster = Cluster(initialize_head=True, head_node_args=head)
+    nodes = [cluster.add_node(num_cpus=2, object_store_memory=200 << 20) for _ in range(2)]
+    cluster.wait_for_nodes()
+    environment["RAY_ADDRESS"] = cluster.address
+    yield World(cluster, nodes, proxy, environment, config, rgw.bucket())
+    cluster.shutdown()
+    os.environ.clear()
+    os.environ.update(before)
+
+
+@pytest.fixture(scope="module")
+def unbroken(world):
+    driver = world.start("unbroken")
+    assert driver.wait(timeout=400) == 0, world.log("unbroken")
+    return digests(world.footers("unbroken"))
+
+
+def test_driver(world, unbroken):
+    """Six kills, one in each; every rerun has other numbers of actors, and goes on from what is there."""
+    kept = {}
+    with world.slow():
+        for number, point in enumerate(POINTS):
+            driver = world.start("driver", f"resources.embed.actors=[1, {1 + number % 3}]", f"resources.score.actors=[1, {3 - number % 3}]")
+            wait_until(lambda p=point: world.reached("driver", p), driver)
+            os.kill(driver.pid, signal.SIGKILL)
+            driver.wait()
+            kept |= world.objects("driver")
+    assert world.start("driver").wait(timeout=400) == 0, world.log("driver")
+    now = world.objects("driver")
+    assert digests(world.footers("driver")) == unbroken
+    again = [key for key, found in kept.items() if now[key].version != found.version]
+    assert not again, f"written twice: {again}"
+    log = world.log("driver")
+    for stage, parts in world.footers("driver").items():
+        if stage in ("embed", "score", "select"):
+            assert f" of {len(parts)} parts to make" in log
+            counts = [int(line.split(": ")[1].split(" of ")[0]) for line in log.splitlines() if f" {stage}-" in line and "parts to make" in line]
+            assert counts[0] == len(parts) and 0 < counts[-1] <= len(parts) - AFTER
+
+
+def worker_of(point):
+    """A Ray worker process at work on the point: an actor where the stage has actors."""
+    wanted = {"ingest": "ray::_apply", "cluster's fit": "ray::_Shard"}.get(point, "_Call")
+    for process in psutil.process_iter(["name", "cmdline"]):
+        if process.info["cmdline"] and wanted in process.info["cmdline"][0] and "ray::" in process.info["cmdline"][0]:
+            return process
+    return None
+
+
+def test_actor(world, unbroken):
+    """An actor killed in every stage of one run, which carries on by itself."""
+    driver = world.start("actor")
+    with world.slow():
+        for point in POINTS:
+            wait_until(lambda p=point: world.reached("actor", p), driver)
+            wait_until(lambda p=point: worker_of(p), driver, 20).kill()
+    assert driver.wait(timeout=400) == 0, world.log("actor")
+    check_only_parts_in_work_were_made_again(world.footers("actor"), unbroken)
+
+
+def test_node(world, unbroken):
+    """A node killed in every stage of one run, and replaced: spot machines are reclaimed all day."""
+    driver = world.start("node")
+    with world.slow():
+        for point in POINTS:
+            wait_until(lambda p=point: world.reached("node", p), driver)
+            world.cluster.remove_node(world.nodes.pop(0), allow_graceful=False)
+            world.nodes.append(world.cluster.add_node(num_cpus=2, object_store_memory=200 << 20))
+    assert driver.wait(timeout=400) == 0, world.log("node")
+    check_only_parts_in_work_were_made_again(world.footers("node"), unbroken)
+
+
+def check_only_parts_in_work_were_made_again(footers, unbroken):
+    assert digests(footers) == unbroken
+    for stage in ("embed", "score", "cluster", "select"):
+        again = [part["name"] for part in footers[stage] if part["attempt"] > 1]
+        assert len(again) <= IN_WORK, (stage, again)
+    assert any(part["attempt"] > 1 for parts in footers.values() for part in parts), "nothing was in work at any kill"

@@ -1,0 +1,363 @@
+"""What holds wherever a process is killed: stages and the owner of a folder, in memory, without Ray and without a clock.
+
+Ray's verbs are replaced by serial ones that take the same steps; everything else is the real code. `Memory` kills a process
+before or after any operation; `Turns` runs several, one at a time from operation to operation, in an order that is drawn.
+"""
+
+import json
+import random
+import sys
+import threading
+from collections import Counter
+from contextlib import nullcontext, suppress
+from functools import lru_cache, partial
+from types import SimpleNamespace
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from raypipe import envelope, owner
+from raypipe.config import Config
+from raypipe.errors import Stopped
+from raypipe.lake import Lake, Slice, chain_digests
+from raypipe.ops.digests import column_digests
+from raypipe.ops.text import Sample, parse_line, sample_id
+from raypipe.part import FOOTER, commit_part
+from raypipe.stage import Inputs, Result, Stage, manifest_name, open_table, read_manifest, run_stage
+from raypipe.stages import clean, ingest
+from raypipe.store import Folder
+from tests.memory import Crash, Memory, Shelf, Turns
+
+RULE = {"paths": ("lake",), "part_bytes": 1024, "max_rejected_fraction": 0.99}
+CONFIG = Config(name="laws", model="m", ingest=RULE, embed={"model": "m"}, storage={"root": "root"})
+READS = {"ingest": (), "clean": ("ingest",), "rowwise": ("ingest",)}
+INGEST, CLEAN, ROWWISE = (Stage(name, reads, lambda config: {}) for name, reads in READS.items())
+GOOD = [json.dumps({"instruction": f"do {n}", "response": "x" * n}).encode() for n in (1, 400, 700, 1100)]
+BAD = [b"{", b"[1]", b'{"instruction": "x"}', b"{" * 900, b"\xff" * 600]
+LINES = st.lists(st.sampled_from([*GOOD, *BAD, b" "]), max_size=9).map(tuple)
+SLICES = st.lists(LINES, min_size=1, max_size=3).map(lambda slices: ((GOOD[0], *slices[0]), *slices[1:]))
+FAILURE = st.fixed_dictionaries(
+    {
+        "fails_at": st.integers(0, 999),  # modulo the places there are
+        "failure": st.sampled_from([Crash, Stopped]),
+        "lost_answers": st.booleans(),
+        "seed": st.integers(0, 9),  # of the order of parts and slices
+    }
+)
+TIMES = {"finished", "wall_s", "actor_s", "seconds", "made", "attempt", "bytes"}  # bytes, as seconds are in the footer
+HERE = threading.local()  # .memory: of the process that this thread plays
+
+
+def serial_map_parts(make, inputs, out, **options):
+    """As parts.map_parts, envelopes included, one part after the other."""
+    made, there = dict.fromkeys(inputs[0].parts), set(out.list())
+    todo = [part for part in made if part not in there]
+    random.shuffle(todo)
+    call = envelope.Call(make, out, lambda part: 1)
+    for part in todo:
+        sealed = call(envelope.Envelope.open(envelope.read(part, inputs).seal())).seal()
+        made[part] = envelope.write(envelope.Envelope.open(sealed), out).check().footer
+    return made
+
+
+def number_rows(tables):
+    return pa.table({"sample_id": tables[0]["sample_id"], "row": range(len(tables[0]))})
+
+
+def run_rowwise(config, inputs, out):
+    return Result(serial_map_parts(lambda: number_rows, [inputs["ingest"]], out))
+
+
+@pytest.fixture(autouse=True, scope="module")
+def without_ray():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, "raypipe.stages.rowwise", SimpleNamespace(run=run_rowwise))
+        patch.setattr(clean, "map_parts", serial_map_parts)
+        for stage in (ingest, clean):
+            patch.setattr(stage, "map_items", lambda function, items, **options: [function(item) for item in items])
+        patch.setattr(ingest, "storage_of", lambda uri, endpoint: HERE.memory)
+        patch.setattr("raypipe.part.THREADS", 1)  # so that a draw always gives the same order
+        patch.setattr("raypipe.stage.package_versions", dict)  # 5 ms
+        yield
+
+
+def session(shelf, lake, *stages, seed=0, places=1, fails_at=None, **how):
+    """A process that runs what is left of the stages; how many operations it took. It fails at a place modulo `places`."""
+    memory = HERE.memory = Memory(shelf, None if fails_at is None else fails_at % places, **how)
+    random.seed(seed)
+    tables = {}
+    for stage in stages:
+        out = Folder(f"root/{stage.name}-000000000000", memory)
+        done = read_manifest(out, lake.digest)
+        inputs = Inputs(lake, {name: tables[name] for name in stage.reads})
+        tables[stage.name] = open_table(out, done) if done else run_stage(stage, {}, CONFIG, inputs, out)
+    return memory.operations
+
+
+def lake_of(shelf, slices):
+    found = []
+    for place, lines in enumerate(slices):
+        uri = f"lake/{place}.jsonl"
+        shelf.objects[uri], shelf.written[uri] = b"\n".join(lines), 0.0
+        found.append(Slice(uri, shelf.item(uri).size, shelf.item(uri).version))
+    return Lake(tuple(found), chain_digests(found))
+
+
+def lake_with_parts(shelf, sizes):
+    """A finished ingest of parts of these sizes."""
+    lake, folder, footers = Lake((), ("aaaaaaaaaaaa",)), Folder("root/ingest-000000000000", Memory(shelf)), []
+    for place, size in enumerate(sizes):
+        table = pa.table({"sample_id": pa.array([sample_id(f"{place} {row}", "") for row in range(size)], pa.string())})
+        footers.append(commit_part(folder, f"part-{place:07d}-0000-{lake.digest}-end.parquet", table, counts={})[0])
+    folder.put(manifest_name(lake.digest), json.dumps({"rows": sum(sizes), "parts": footers}).encode())
+    return lake
+
+
+@lru_cache(10_000)
+def account(data):
+    return json.loads(pq.read_metadata(pa.BufferReader(data)).metadata[FOOTER])
+
+
+@lru_cache(10_000)
+def meaning(name, data):
+    """What two writers of one object must agree on: all but times."""
+    if name.startswith("manifest-"):
+        return without_times(json.loads(data))
+    table = pq.read_table(pa.BufferReader(data))
+    assert account(data)["columns"] == column_digests(table)
+    return table.to_pylist(), without_times(account(data))
+
+
+def without_times(value):
+    if isinstance(value, dict):
+        return {key: without_times(item) for key, item in value.items() if key not in TIMES}
+    return [without_times(item) for item in value] if isinstance(value, list) else value
+
+
+def at_every_instant(shelf):
+    """A manifest means that all its parts are there; a part of ingest, that its rejects are."""
+    for uri, data in shelf.objects.items():
+        folder, _, name = uri.rpartition("/")
+        if name.startswith("manifest-"):
+            assert all(f"{folder}/{part['name']}" in shelf.objects for part in json.loads(data)["parts"]), uri
+        elif folder == "root/ingest-000000000000" and set(account(data)["counts"]) - {"ok"}:
+            assert f"{folder}/_rejected/{name}" in shelf.objects, uri
+
+
+def check(shelf, wanted, lake, *, alone=True):
+    """`shelf` holds what an uncrashed run left on `wanted`, and nothing was ever there, or put, that differs from it."""
+    last = manifest_name(lake.digest)
+    for uri in sorted({*shelf.objects, *wanted.objects}):
+        folder, _, name = uri.rpartition("/")
+        if folder == "lake":
+            continue
+        assert len(shelf.stored[uri]) == 1, f"{uri} was stored {len(shelf.stored[uri])} times"
+        if alone and name.startswith("part-") and "/_" not in folder:
+            assert len(shelf.offered[uri]) == 1, f"{uri} was made again though it was there"
+        if not name.startswith("manifest-") or name == last:
+            expected = meaning(name, wanted.objects[uri])
+            assert all(meaning(name, data) == expected for data in shelf.offered[uri]), uri
+        if name.startswith("manifest-"):
+            newest = json.loads(shelf.objects[f"{folder}/{last}"])["parts"]
+            for parts in [json.loads(data)["parts"] for data in shelf.offered[uri]]:
+                assert parts == newest[: len(parts)] == [footer(shelf, folder, part["name"]) for part in parts], uri
+
+
+def footer(shelf, folder, part):
+    data = shelf.objects[f"{folder}/{part}"]
+    return {"name": part, "rows": pq.read_metadata(pa.BufferReader(data)).num_rows, "bytes": len(data)} | account(data)
+
+
+def check_lines(shelf, slices):
+    """Every line is a row or a reject, once."""
+    expected, found = Counter(), Counter()
+    for place, lines in enumerate(slices):
+        parsed = [
+            (n, parse_line(line, ["instruction"], ["response"])) for n, line in enumerate(lines, 1) if line.strip()
+        ]
+        expected.update(
+            (f"lake/{place}.jsonl", n, x.sample_id if isinstance(x, Sample) else x.reason) for n, x in parsed
+        )
+    for uri, data in shelf.objects.items():
+        if uri.startswith("root/ingest") and uri.endswith(".parquet"):
+            rows = pq.read_table(pa.BufferReader(data)).to_pylist()
+            found.update(
+                (row["source_uri"], row["source_line"], row.get("sample_id", row.get("reason"))) for row in rows
+            )
+    assert found == expected
+
+
+@lru_cache(10)
+def uncrashed(slices):
+    """What should be there in the end, and the places at which the run could have failed."""
+    shelf = Shelf(at_every_instant)
+    return shelf, 2 * session(shelf, lake_of(shelf, slices), INGEST, CLEAN)
+
+
+def check_history(slices, mishaps):
+    """Sessions that fail, each on the first so many slices; then one that does not, on all of them."""
+    (wanted, places), shelf = uncrashed(slices), Shelf(at_every_instant)
+    for length, how in mishaps:
+        with suppress(Crash, Stopped):
+            session(shelf, lake_of(shelf, slices[:length]), INGEST, CLEAN, places=places, **how)
+    session(shelf, lake := lake_of(shelf, slices), INGEST, CLEAN)
+    check(shelf, wanted, lake)
+    check_lines(shelf, slices)
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.lists(st.integers(0, 3), min_size=1, max_size=6), st.lists(FAILURE, max_size=5))
+def test_a_row_wise_stage_killed_anywhere(sizes, failures):
+    """Every night on preemptible machines: without it a kill costs parts, or leaves a manifest that lies."""
+    wanted, shelf = Shelf(), Shelf(at_every_instant)
+    lake, _ = lake_with_parts(wanted, sizes), lake_with_parts(shelf, sizes)
+    places = 2 * session(wanted, lake, INGEST, ROWWISE)
+    for how in failures:
+        with suppress(Crash, Stopped):
+            session(shelf, lake, INGEST, ROWWISE, places=places, **how)
+    session(shelf, lake, INGEST, ROWWISE)
+    check(shelf, wanted, lake)
+
+
+@settings(deadline=None, max_examples=50)
+@given(SLICES, st.lists(FAILURE, max_size=4))
+def test_ingest_and_clean_killed_anywhere(slices, failures):
+    """Otherwise a line is read twice or never, rejects are lost, or what a kill left is made again, hour after hour."""
+    check_history(slices, [(len(slices), how) for how in failures])
+
+
+@settings(deadline=None, max_examples=50)
+@given(SLICES, st.lists(st.tuples(st.integers(1, 3), FAILURE), max_size=4))
+def test_a_lake_that_grows_between_kills(slices, mishaps):
+    """Otherwise a nightly run makes old parts again, or its manifest forgets them or what they cost."""
+    check_history(slices, sorted(mishaps, key=lambda mishap: mishap[0]))
+
+
+@settings(deadline=None, max_examples=60)
+@given(SLICES, st.lists(st.integers(0, 3), min_size=60, max_size=60), st.integers(1, 3), st.just({}) | FAILURE)
+def test_two_drivers_at_once(slices, choices, length, failure):
+    """A scheduler starts a job twice, or a person reruns one that still runs; the second may see a lake that has grown."""
+    (wanted, places), shelf = uncrashed(slices), Shelf(at_every_instant)
+    turns, early, lake = Turns(shelf, choices), lake_of(shelf, slices[:length]), lake_of(shelf, slices)
+    first = partial(session, shelf, early, INGEST, CLEAN, pause=turns.sleep, places=places, **failure)
+    one, two = turns.run(first, partial(session, shelf, lake, INGEST, CLEAN, pause=turns.sleep, seed=1))
+    assert two is None and (failure or one is None)
+    check(shelf, wanted, lake, alone=False)
+    check_lines(shelf, slices)
+
+
+class Contest:
+    """Processes that want to own one folder, and work there for some seconds."""
+
+    def __init__(self, choices=()):
+        self.shelf, self.choices = Shelf(lambda shelf: self.at_most_one()), choices
+        self.owned, self.working = [], set()  # (number, when) in the order of taking; numbers
+
+    def run(self, *processes):
+        """What each was ended by."""
+        turns = Turns(self.shelf, self.choices)
+        with pytest.MonkeyPatch.context() as patch:
+            for name, value in {"TAKE_OVER_S": 10.0, "LOOK_S": 3.0, "threading": turns, "time": turns}.items():
+                patch.setattr(owner, name, value)
+            return turns.run(*(partial(self.process, turns, **how) for how in processes))
+
+    def process(self, turns, *, begins_s=0, works_s=5, again=False, **how):
+        turns.sleep(begins_s)
+        try:
+            with owner.owned(Folder("train", Memory(self.shelf, pause=turns.sleep, **how))) as mine:
+                self.owned.append((mine.number, self.shelf.now))
+                self.working.add(mine.number)
+                self.at_most_one()
+                for _ in range(works_s):
+                    turns.sleep(0 if mine.is_succeeded() else 1)
+                self.working.remove(mine.number)
+        except (Crash, Stopped):
+            if not again:
+                raise
+            self.process(turns, works_s=works_s)
+
+    def at_most_one(self):
+        assert sum(f"train/owner-{number + 1:04d}.json" not in self.shelf.objects for number in self.working) <= 1
+
+
+PROCESS = st.fixed_dictionaries(
+    {"works_s": st.integers(0, 30), "begins_s": st.integers(0, 30), "again": st.booleans()},
+    optional={
+        "fails_at": st.integers(0, 40),
+        "failure": st.sampled_from([Crash, Stopped]),
+        "lost_answers": st.booleans(),
+    },
+)
+
+
+@settings(deadline=None, max_examples=150)
+@given(st.lists(PROCESS, min_size=2, max_size=4), st.lists(st.integers(0, 7), max_size=80).map(tuple))
+def test_no_two_own_a_folder_whoever_stalls_or_dies(processes, choices):
+    """Two trainings in one folder would each delete the other's checkpoints."""
+    contest = Contest(choices)
+    contest.run(*processes)
+    numbers = [number for number, _ in contest.owned]
+    assert numbers == sorted(set(numbers))
+    for contents in contest.shelf.stored.values():
+        assert len({json.loads(content)["token"] for content in contents}) == 1
+    assert contest.run({}) == [None]  # whatever happened, the next one gets in
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.integers(1, 60), st.floats(0, 80), st.booleans())
+def test_the_second_stops_at_once_or_follows_at_once(works_s, begins_s, lost_answers):
+    """It must not wait beside one that is alive, nor 120 s for one that has ended well."""
+    contest = Contest()
+    first, second = contest.run({"works_s": works_s, "lost_answers": lost_answers}, {"begins_s": begins_s})
+    assert first is None and contest.owned[0] == (1, 0)
+    if begins_s < works_s - 3:
+        assert isinstance(second, Stopped) and "alive" in str(second) and len(contest.owned) == 1
+    if begins_s > works_s:
+        assert second is None and contest.owned[1] == (2, begins_s)
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.integers(3, 80), st.floats(0, 60))
+def test_a_silent_owner_is_taken_over(fails_at, begins_s):
+    """A machine that was taken away must not keep the folder for ever. From place 3 on the first one's claim is stored."""
+    contest = Contest()
+    first, second = contest.run({"works_s": 100, "fails_at": fails_at}, {"begins_s": begins_s})
+    silent = contest.shelf.written["train/owner-0001.json"]
+    assert isinstance(first, Crash)
+    if begins_s > silent:
+        due = max(begins_s, silent + 10)
+        assert second is None and contest.owned[-1][0] == 2 and due <= contest.owned[-1][1] <= due + 3
+
+
+def overwriting_put(self, uri, data):
+    self.shelf.offered[uri].append(data)
+    self.replace(uri, data)
+    return True
+
+
+def manifest_first(stage, made_of, config, inputs, out, *, run=run_stage):
+    manifest = {"parts": [{"name": part} for table in inputs.tables.values() for part in table.parts]}
+    out.put(manifest_name(inputs.lake.digest), json.dumps(manifest).encode())
+    return run(stage, made_of, config, inputs, out)
+
+
+@pytest.mark.parametrize(
+    ("where", "name", "fault"),
+    [
+        (Memory, "put", overwriting_put),
+        (sys.modules[__name__], "run_stage", manifest_first),
+        (ingest, "read_footer", lambda out, part: {"inputs": {"last_line": "0"}}),  # reads the lines of its parts again
+        (Memory, "none", None),
+    ],
+)
+def test_every_place_of_one_run_and_faults_that_the_laws_find(monkeypatch, where, name, fault):
+    """A law that no fault can break guards nothing."""
+    slices = ((*GOOD, *BAD), (*GOOD[:2],))
+    places = uncrashed(slices)[1]
+    monkeypatch.setattr(where, name, fault, raising=bool(fault))
+    with pytest.raises(AssertionError) if fault else nullcontext():
+        for fails_at in range(places):
+            check_history(slices, [(2, {"fails_at": fails_at})])

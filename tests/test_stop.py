@@ -1,0 +1,106 @@
+"""Ctrl-C and SIGTERM: what is done is kept, the run ends in 30 s with exit code 5, and no process stays behind."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import psutil
+import pytest
+
+from tests.lakes import PROJECT, raypipe, stage_folder, wait_until, write_config, write_lake
+
+pytestmark = pytest.mark.slow
+
+
+def start(*words, **environment):
+    """A run in a process group of its own, as a shell starts it."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "raypipe.cli", "run", *map(str, words)],
+        cwd=PROJECT,
+        env={**os.environ, **environment},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def stopped(driver, send, within_s):
+    """Its stderr, after it ended as promised."""
+    children = psutil.Process(driver.pid).children(recursive=True)
+    began = time.monotonic()
+    send()
+    said = driver.communicate(timeout=within_s + 5)[1]
+    assert time.monotonic() - began < within_s, said
+    assert driver.returncode == 5, said
+    _, alive = psutil.wait_procs(children, timeout=5)
+    assert not alive, f"left behind: {alive}"
+    return said
+
+
+def parts(root, stage):
+    try:
+        return sorted(path.name for path in stage_folder(root, stage).glob("part-*"))
+    except (FileNotFoundError, KeyError):
+        return []
+
+
+@pytest.fixture
+def config(tmp_path, random_model, embedder):
+    write_lake(tmp_path / "lake", num_samples=600, files=2)
+    return write_config(
+        tmp_path / "test.yaml", model=random_model, embedder=embedder, ingest={"part_bytes": 6000},
+        resources={"score": {"actors": [1, 1]}},
+    )  # fmt: skip
+
+
+def test_sigterm_commits_what_is_done(config, tmp_path):
+    """A pod that is drained gets SIGTERM and half a minute: a part of a minute of GPU work is lost if it is not kept."""
+    root = tmp_path / "root"
+    driver = start(config, "--until", "score")
+    wait_until(lambda: len(parts(root, "score")) >= 2, driver)
+    said = stopped(driver, driver.terminate, 30)
+    assert "stopping: parts in work get" in said and "stopped as asked" in said and "Traceback" not in said
+    there = parts(root, "score")
+    done = raypipe("run", config, "--until", "score")
+    total = len(parts(root, "score"))
+    assert 2 <= len(there) < total, "stopped too late to show anything"
+    assert done.returncode == 0 and f"{total - len(there)} of {total} parts to make" in done.stderr
+
+
+def test_second_ctrl_c_ends_at_once(config, tmp_path):
+    """A terminal sends Ctrl-C to every process of the group, Ray's too; a person who presses it twice has no patience."""
+    driver = start(config, "--until", "embed")
+    wait_until(lambda: len(parts(tmp_path / "root", "clean")) >= 2, driver)
+
+    def press():
+        for _ in range(2):
+            os.killpg(driver.pid, signal.SIGINT)
+            time.sleep(0.5)
+
+    said = stopped(driver, press, 15)
+    assert "A rerun goes on" in said and "Traceback" not in said
+
+
+def test_training_is_checkpointed_when_it_is_stopped(finished, tmp_path):
+    """Otherwise a preempted node costs up to a checkpoint interval of every GPU."""
+    root = tmp_path / "root"
+    shutil.copytree(finished[0] / "root", root)
+    words = [finished[1], f"storage.root={root}", "train.epochs=40", "train.samples_per_step=4", "--until", "train"]
+    driver = start(*words)
+    folder = wait_until(lambda: (root / "runs").exists() and _with_metrics(root), driver)
+    said = stopped(driver, driver.terminate, 30)
+    assert "stopped as asked" in said and "Traceback" not in said
+    (checkpoint,) = folder.glob("checkpoints/*/.metadata")
+    steps = [json.loads(line)["step"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert checkpoint.parent.name == f"step-{steps[-1]:08d}", "the stop came before the last step was saved"
+    assert json.loads((folder / "owner-0001.json").read_text())["ended"]
+
+
+def _with_metrics(root):
+    folder = stage_folder(root, "train")
+    return folder if (folder / "held_out.json").exists() else None
