@@ -37,7 +37,7 @@ import ray
 from raypipe.config import Pool
 from raypipe.part import Table, commit_part
 from raypipe.parts import map_parts
-from raypipe.pipeline import ray_session
+from raypipe.session import ray_session
 from raypipe.sizing import ACTOR_CPUS
 from raypipe.store import Folder
 

@@ -35,7 +35,7 @@ def _run(options: argparse.Namespace) -> None:
     started = time.monotonic()
     config = load_config(options.config, options.overrides)
     with stopping.listening():
-        done = pipeline.run(config, from_stage=options.from_stage, until=options.until)
+        done = pipeline.run(config, from_stage=options.from_stage, until=options.until, repair=options.repair)
     seconds = time.monotonic() - started
     print(_shown(done), f"done in {screen.duration(seconds)}", screen.summary(*_found(done)), sep="\n")
 
@@ -106,6 +106,7 @@ def _parser() -> argparse.ArgumentParser:
     verbs = parser.add_subparsers(required=True, metavar="VERB")
     run = verbs.add_parser("run", help="run what is left of a config's stages")
     run.add_argument("--until", metavar="STAGE", help="this stage and all before it")
+    run.add_argument("--repair", metavar="STAGE", help="check this stage's parts first; damaged ones are made again")
     run.set_defaults(verb=_run)
     plan = verbs.add_parser("plan", help="what would run, what is done; starts nothing")
     plan.set_defaults(verb=_plan)

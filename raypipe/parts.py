@@ -1,8 +1,7 @@
-"""The two verbs on parts, and with `gate` and `sizing` the only module that schedules work on Ray.
+"""Map: part N of the output from part N of the inputs, streamed by Ray Data: read tasks, an actor pool, write tasks, overlapping.
 
-`map_parts`: part N of the output from part N of the inputs, streamed by Ray Data: read tasks, an actor pool, write tasks,
-overlapping; the driver sees one small receipt a part. `fold_parts` (and `Shards`, for several folds over rows kept in
-memory): parts to a small state with `+`, merged in part order. `map_items` is for work that is not one part to one part.
+The driver sees one small receipt a part. A part travels as one row, an Envelope, because Ray Data cuts, joins and drops
+blocks by their rows.
 
 Actors hold their CPUs to the end, so an actor reserves 0.9 CPU and each read and write task 0.1: there is always a CPU to
 read with, and no step equals another (equal ones would be fused, and the model would wait for every read).
@@ -13,46 +12,35 @@ often. Parts are begun in an order of chance, so that two drivers on one folder 
 
 from __future__ import annotations
 
-import itertools
 import logging
 import queue
 import random
-import sys
 import threading
 import time
 import uuid
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from functools import reduce
-from operator import add
-from typing import Any, Protocol
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import pyarrow as pa
 import ray
 import ray.data
-from ray.exceptions import RayActorError, RayTaskError, WorkerCrashedError
+from ray.exceptions import WorkerCrashedError
 from ray.util.annotations import RayDeprecationWarning
-from tqdm import tqdm
 
 from raypipe import envelope, stopping
 from raypipe.config import Pool
 from raypipe.envelope import ATTEMPTS, Envelope, PartFunction
-from raypipe.errors import DataError, RaypipeError, Stopped
+from raypipe.errors import DataError
 from raypipe.gate import gate
+from raypipe.items import POLL_S, track
 from raypipe.part import Footer, Table
 from raypipe.sizing import ACTOR_CPUS, IO_CPUS, fit_actors
 from raypipe.store import Folder
 
 log = logging.getLogger("raypipe")
-RETRIES = ATTEMPTS - 1  # of an item, or a shard's fold, whose process died; Ray's default is for ever
 IO_RETRIES = 10  # of a read or write task
 LIGHT_PARTS = 10  # sent to an actor at once where each takes milliseconds: 5 ms a part instead of 31
-POLL_S = 0.2  # between looks at whether to stop
-
-
-class Mergeable(Protocol):
-    def __add__(self, other: Any) -> Any: ...
 
 
 def map_parts(
@@ -119,85 +107,6 @@ def map_parts(
         )
     _say_what_others_did(out, done)
     return made | {receipt.part: receipt.footer for receipt in done}
-
-
-def map_items(
-    function: Callable[[Any], Any], items: Sequence[Any], *, label: str, name: Callable[[Any], str] = str
-) -> list[Any]:
-    """One Ray task an item; results in the order of `items`. The function commits what it makes. `name` is for messages."""
-    task = ray.remote(num_cpus=ACTOR_CPUS, max_retries=RETRIES)(_apply)
-    shared = ray.put(function)
-    results: list[Any] = [None] * len(items)
-    ahead = (
-        2 * int(ray.cluster_resources().get("CPU", 1)) + 2
-    )  # of the tasks that run: few, whatever the number of items
-
-    def as_they_land() -> Iterator[int]:
-        rest, running = iter(enumerate(items)), dict[Any, int]()
-        while True:
-            if not stopping.asked():
-                for place, item in itertools.islice(rest, ahead - len(running)):
-                    running[task.remote(shared, item)] = place
-            if not running:
-                return stopping.check(label)
-            done, _ = ray.wait(list(running), timeout=POLL_S)
-            for reference in done:
-                place = running.pop(reference)
-                results[place] = _get(reference, name(items[place]))
-                yield place
-            if stopping.asked():
-                _leave(list(running), label)
-                running = {}
-
-    for _ in track(as_they_land(), label, len(items), "items"):
-        pass
-    return results
-
-
-class Shards:
-    """Actors that each own a contiguous run of parts, and keep it in memory between folds where `keep` says so."""
-
-    def __init__(self, actors: Sequence[Any], owned: Sequence[Sequence[str]]) -> None:
-        self._actors, self._owned = actors, owned
-
-    def fold(self, function: Callable[[list[pa.Table]], Mergeable]) -> Any:
-        """Sum, in part order, of `function` of every part. States must add up the same under any sharding."""
-        states = [actor.fold.remote(function) for actor in self._actors]
-        named = zip(states, self._owned, strict=True)
-        return reduce(add, [_get(state, f"parts {owned[0]} to {owned[-1]}") for state, owned in named])
-
-
-@contextmanager
-def shards(inputs: Sequence[Table], *, pool: Pool, keep: bool) -> Iterator[Shards]:
-    parts = inputs[0].parts
-    _, count = fit_actors(pool, len(parts))
-    cuts = [len(parts) * n // count for n in range(count + 1)]
-    owned = [parts[a:b] for a, b in itertools.pairwise(cuts)]
-    options = {"num_cpus": ACTOR_CPUS, "num_gpus": pool.gpus, "max_restarts": RETRIES, "max_task_retries": RETRIES}
-    remote = ray.remote(_Shard).options(**options)
-    actors = [remote.remote([table.bare() for table in inputs], mine, keep) for mine in owned]
-    try:
-        yield Shards(actors, owned)
-    finally:
-        for actor in actors:
-            ray.kill(actor)
-
-
-def fold_parts(function: Callable[[list[pa.Table]], Mergeable], inputs: Sequence[Table], *, pool: Pool) -> Any:
-    with shards(inputs, pool=pool, keep=False) as once:
-        return once.fold(function)
-
-
-def track(done: Iterable[Any], label: str, total: int, unit: str) -> Iterator[Any]:
-    """Pass through, showing a live line on a terminal and a log line every 30 s elsewhere."""
-    last = started = time.monotonic()
-    for count, item in enumerate(
-        tqdm(done, label, total, unit=f" {unit}", leave=False, disable=not sys.stderr.isatty()), 1
-    ):
-        yield item
-        if not sys.stderr.isatty() and (now := time.monotonic()) - last > 30:
-            last, left = now, (now - started) * (total - count) / count
-            log.info("%s %d/%d %s, about %.0f s left", label, count, total, unit, left)
 
 
 def _num_blocks(num_parts: int, actors: int, light: bool) -> int:
@@ -285,51 +194,6 @@ def _dies() -> PartFunction:
 
 def _write(sealed: pa.Table, out: Folder) -> pa.Table:
     return envelope.write(Envelope.open(sealed), out).seal()
-
-
-def _apply(function: Callable[[Any], Any], item: Any) -> Any:
-    return function(item)
-
-
-def _get(reference: Any, name: str) -> Any:
-    """The result; looks meanwhile whether to stop. Errors of ours in their own class; `name` says whose process died."""
-    while not ray.wait([reference], timeout=POLL_S)[0]:
-        stopping.check(name)
-    try:
-        return ray.get(reference)
-    except RayTaskError as error:
-        if isinstance(error.cause, RaypipeError):
-            raise error.cause from error
-        raise
-    except (WorkerCrashedError, RayActorError) as error:
-        raise DataError(
-            f"{name}: its process died each of the {ATTEMPTS} times it was begun (out of memory, a crash in a library, or "
-            "machines taken away). Make the machines larger, or leave it out of the lake"
-        ) from error
-
-
-def _leave(running: list[Any], label: str) -> None:
-    """Give what runs its grace, then stop."""
-    _, left = ray.wait(running, num_returns=len(running), timeout=stopping.GRACE_S) if running else ([], [])
-    raise Stopped(
-        f"{label}: stopped as asked, {len(left)} of {len(running)} tasks in work were not finished. "
-        "A rerun goes on from the parts that are committed"
-    )
-
-
-class _Shard:
-    def __init__(self, inputs: list[Table], parts: Sequence[str], keep: bool) -> None:
-        self.inputs, self.parts, self.keep = inputs, parts, keep
-        self.held: dict[str, list[pa.Table]] = {}
-
-    def fold(self, function: Callable[[list[pa.Table]], Mergeable]) -> Any:
-        return reduce(add, (function(self._tables(part)) for part in self.parts))
-
-    def _tables(self, part: str) -> list[pa.Table]:
-        tables = self.held.get(part) or [table.read(part) for table in self.inputs]
-        if self.keep:
-            self.held[part] = tables
-        return tables
 
 
 def _prepare_ray_data() -> None:

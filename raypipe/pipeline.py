@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
-import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +20,7 @@ from raypipe.identity import model_identity, pinned_model, resolved_backend
 from raypipe.lake import Lake, list_lake
 from raypipe.part import Table
 from raypipe.s3 import arrow_filesystem, patience
+from raypipe.session import ray_session
 from raypipe.stage import Inputs, Stage, folder_name, manifest_name, open_table, read_manifest, recipe, run_stage
 from raypipe.store import Folder, storage_of
 
@@ -218,32 +217,6 @@ def _parsed(uri: str, data: bytes) -> dict[str, Any]:
     except (ValueError, AttributeError):
         pass
     raise DataError(f"{uri}: got something else, wanted a run's record. Run its config again, or remove the file")
-
-
-@contextmanager
-def ray_session() -> Iterator[None]:
-    """The cluster that this process is connected to or RAY_ADDRESS names, else Ray on this machine while the work takes."""
-    import ray
-
-    if ray.is_initialized():
-        yield
-        return
-    address = os.environ.get("RAY_ADDRESS")
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    local: dict[str, Any] = {}
-    if not address:
-        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # its daemons write to this terminal
-        local = {"include_dashboard": False}
-    listened = stopping.is_listening()
-    ray.init(address=address or "local", log_to_driver=False, logging_level="ERROR", **local)
-    stopping.listen_again(listened)  # ray.init takes SIGTERM for itself
-    have = ray.cluster_resources()
-    where = f"the cluster at {address}" if address else "this machine"
-    log.info("ray on %s: %g CPUs, %g GPUs", where, have.get("CPU", 0), have.get("GPU", 0))
-    try:
-        yield
-    finally:
-        ray.shutdown()
 
 
 def _inputs(planned: Plan, stage: Stage) -> Inputs:

@@ -10,8 +10,8 @@ import logging
 from functools import partial
 
 from raypipe.errors import DataError
+from raypipe.items import map_items
 from raypipe.part import read_part
-from raypipe.parts import map_items
 from raypipe.store import Folder
 
 log = logging.getLogger("raypipe")

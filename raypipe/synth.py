@@ -11,7 +11,7 @@ from functools import partial
 
 from raypipe.errors import ConfigError
 from raypipe.ops.synthetic import NUM_NAMES, chunk_lines, count_rows, num_chunks
-from raypipe.pipeline import ray_session
+from raypipe.session import ray_session
 from raypipe.store import Folder
 
 ACCOUNT = "_synth.json"
@@ -31,7 +31,7 @@ def write_lake(out: Folder, *, num_samples: int, seed: int) -> dict[str, int]:
     todo = [chunk for chunk in range(num_chunks(num_samples)) if file_name(chunk) not in present]
     out.put(ACCOUNT, json.dumps(account, indent=1).encode())
     if todo:
-        from raypipe.parts import map_items
+        from raypipe.items import map_items
 
         with ray_session():
             map_items(partial(write_chunk, out=out, seed=seed, num_samples=num_samples), todo, label=out.name)

@@ -62,7 +62,7 @@ def finished(tmp_path_factory, random_model, embedder):
 @pytest.fixture(scope="session")
 def ray_here():
     """One Ray on this machine for all tests of a session that need one in process."""
-    from raypipe.pipeline import ray_session
+    from raypipe.session import ray_session
 
     with ray_session():
         yield

@@ -10,7 +10,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -66,7 +65,11 @@ class World:
 
     @contextmanager
     def slow(self) -> Iterator[None]:
-        rule = {"method": "PUT", "path": r"/(ingest|embed|score|cluster|select)-\w+/(_rounds/|part-)", "action": "latency"}
+        rule = {
+            "method": "PUT",
+            "path": r"/(ingest|embed|score|cluster|select)-\w+/(_rounds/|part-)",
+            "action": "latency",
+        }
         self.proxy.rules([{**rule, "seconds": 0.25}])
         try:
             yield
@@ -75,7 +78,10 @@ class World:
 
     def reached(self, name, point):
         stage, wanted = point.split("'")[0], POINTS[point]
-        return sum(f"{stage}-" in key and f"/{wanted}" in f"/{key.split('/', 1)[1]}" for key in self.objects(name)) >= AFTER
+        return (
+            sum(f"{stage}-" in key and f"/{wanted}" in f"/{key.split('/', 1)[1]}" for key in self.objects(name))
+            >= AFTER
+        )
 
 
 def digests(footers):
@@ -116,7 +122,11 @@ def test_driver(world, unbroken):
     kept = {}
     with world.slow():
         for number, point in enumerate(POINTS):
-            driver = world.start("driver", f"resources.embed.actors=[1, {1 + number % 3}]", f"resources.score.actors=[1, {3 - number % 3}]")
+            driver = world.start(
+                "driver",
+                f"resources.embed.actors=[1, {1 + number % 3}]",
+                f"resources.score.actors=[1, {3 - number % 3}]",
+            )
             wait_until(lambda p=point: world.reached("driver", p), driver)
             os.kill(driver.pid, signal.SIGKILL)
             driver.wait()
@@ -130,7 +140,11 @@ def test_driver(world, unbroken):
     for stage, parts in world.footers("driver").items():
         if stage in ("embed", "score", "select"):
             assert f" of {len(parts)} parts to make" in log
-            counts = [int(line.split(": ")[1].split(" of ")[0]) for line in log.splitlines() if f" {stage}-" in line and "parts to make" in line]
+            counts = [
+                int(line.split(": ")[1].split(" of ")[0])
+                for line in log.splitlines()
+                if f" {stage}-" in line and "parts to make" in line
+            ]
             assert counts[0] == len(parts) and 0 < counts[-1] <= len(parts) - AFTER
 
 

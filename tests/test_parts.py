@@ -9,9 +9,11 @@ import pytest
 
 from raypipe.config import Pool
 from raypipe.errors import ConfigError, DataError
+from raypipe.folds import fold_parts, shards
+from raypipe.items import map_items
 from raypipe.ops.text import sample_id
 from raypipe.part import Table, commit_part, digest_of, read_footer
-from raypipe.parts import fold_parts, map_items, map_parts, shards
+from raypipe.parts import map_parts
 from raypipe.sizing import fit_actors, room
 from raypipe.store import Folder
 

@@ -19,8 +19,9 @@ from numpy.typing import NDArray
 
 from raypipe.config import Cluster, Config
 from raypipe.errors import DataError
+from raypipe.folds import shards
 from raypipe.ops import kmeans
-from raypipe.parts import map_parts, shards
+from raypipe.parts import map_parts
 from raypipe.stage import Inputs, Result
 from raypipe.store import Folder
 

@@ -24,10 +24,10 @@ import pyarrow as pa
 
 from raypipe.config import Columns, Config
 from raypipe.errors import ConfigError, DataError
+from raypipe.items import map_items
 from raypipe.lake import Lake, Slice
 from raypipe.ops.text import Reject, Sample, parse_line
 from raypipe.part import Footer, add_up, commit_part, read_footer, read_part
-from raypipe.parts import map_items
 from raypipe.stage import Inputs, Result, all_footers
 from raypipe.store import Folder, storage_of
 

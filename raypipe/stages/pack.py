@@ -21,12 +21,12 @@ import pyarrow.compute as pc
 from raypipe.config import Config
 from raypipe.errors import DataError
 from raypipe.identity import fetched_model
+from raypipe.items import map_items
 from raypipe.models.packed import load_tokenizer, max_positions
 from raypipe.ops.packing import best_fit, group_parts, padding_share
 from raypipe.ops.selection import HELD_OUT, SELECTED
 from raypipe.ops.tokens import prompt_ids, text_ids, training_sequence
 from raypipe.part import Footer, commit_part, read_part
-from raypipe.parts import map_items
 from raypipe.stage import HELD_OUT_PACKS, Inputs, Result
 from raypipe.store import Folder
 

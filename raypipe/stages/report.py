@@ -11,11 +11,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from raypipe.config import Config, Pool
+from raypipe.folds import fold_parts
 from raypipe.identity import package_versions
 from raypipe.ops.figures import FINE, MAP_POINTS, QUANTITIES, DrawPoints, Exemplar, Figures, Measure, Points, median_of
 from raypipe.ops.report_page import render
 from raypipe.ops.selection import BY_CLUSTER, IFD_TOO_HIGH, SELECTED
-from raypipe.parts import fold_parts
 from raypipe.stage import Inputs, Result
 from raypipe.store import Folder
 

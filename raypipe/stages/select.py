@@ -12,9 +12,10 @@ from typing import Any
 
 from raypipe.config import Config, Pool
 from raypipe.errors import DataError
+from raypipe.folds import shards
 from raypipe.ops.selection import CountKeys, Cut, GatherCut, Mark, Quota, cuts, quotas, score_of
 from raypipe.ops.text import id_hex
-from raypipe.parts import map_parts, shards
+from raypipe.parts import map_parts
 from raypipe.stage import Inputs, Result
 from raypipe.store import Folder
 

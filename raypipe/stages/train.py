@@ -29,11 +29,11 @@ from raypipe.config import Config
 from raypipe.errors import RaypipeError, Stopped
 from raypipe.gate import gate
 from raypipe.identity import fetched_model
+from raypipe.items import POLL_S
 from raypipe.models.trainer import Action, Pack, Settings, train
 from raypipe.ops.steps import Step, plan_steps
 from raypipe.owner import Owner, owned
 from raypipe.part import Table
-from raypipe.parts import POLL_S
 from raypipe.sizing import ACTOR_CPUS, fit
 from raypipe.stage import HELD_OUT_PACKS, Inputs, Result
 from raypipe.store import Folder

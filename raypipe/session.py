@@ -1,0 +1,39 @@
+"""Ray for as long as the work takes."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from raypipe import stopping
+
+log = logging.getLogger("raypipe")
+
+
+@contextmanager
+def ray_session() -> Iterator[None]:
+    """The cluster that this process is connected to or RAY_ADDRESS names, else Ray on this machine while the work takes."""
+    import ray
+
+    if ray.is_initialized():
+        yield
+        return
+    address = os.environ.get("RAY_ADDRESS")
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    local: dict[str, Any] = {}
+    if not address:
+        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # its daemons write to this terminal
+        local = {"include_dashboard": False}
+    listened = stopping.is_listening()
+    ray.init(address=address or "local", log_to_driver=False, logging_level="ERROR", **local)
+    stopping.listen_again(listened)  # ray.init takes SIGTERM for itself
+    have = ray.cluster_resources()
+    where = f"the cluster at {address}" if address else "this machine"
+    log.info("ray on %s: %g CPUs, %g GPUs", where, have.get("CPU", 0), have.get("GPU", 0))
+    try:
+        yield
+    finally:
+        ray.shutdown()
