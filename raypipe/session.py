@@ -23,10 +23,8 @@ def ray_session() -> Iterator[None]:
         return
     address = os.environ.get("RAY_ADDRESS")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    local: dict[str, Any] = {}
-    if not address:
-        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # its daemons write to this terminal
-        local = {"include_dashboard": False}
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # its daemons write to this terminal
+    local: dict[str, Any] = {} if address else {"include_dashboard": False}
     listened = stopping.is_listening()
     ray.init(address=address or "local", log_to_driver=False, logging_level="ERROR", **local)
     stopping.listen_again(listened)  # ray.init takes SIGTERM for itself

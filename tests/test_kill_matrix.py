@@ -25,6 +25,7 @@ pytestmark = pytest.mark.slow
 POINTS = {  # where a kill comes: the stage, and what it has put by then
     "ingest": "part-", "embed": "part-", "score": "part-", "cluster's fit": "_rounds/", "cluster's assign": "part-", "select": "part-",
 }  # fmt: skip
+NODE = {"num_cpus": 1, "object_store_memory": 200 << 20}  # one actor each; two cores hold no more processes
 AFTER = 3  # objects put by a stage before something is killed
 IN_WORK = 24  # at most: two actors with four tasks of ten light parts in flight are more than ever were seen
 
@@ -99,9 +100,9 @@ def world(rgw, proxy, tmp_path_factory, random_model, embedder):
         folder / "test.yaml", model=random_model, embedder=embedder, ingest={"part_bytes": 6000}, cluster={"num_clusters": 8}
     )  # fmt: skip
     health = {"health_check_initial_delay_ms": 0, "health_check_period_ms": 500, "health_check_failure_threshold": 4}
-    head = {"num_cpus": 1, "object_store_memory": 200 << 20, "_system_config": health}
+    head = {"num_cpus": 0, "object_store_memory": 200 << 20, "_system_config": health}
     cluster = Cluster(initialize_head=True, head_node_args=head)
-    nodes = [cluster.add_node(num_cpus=2, object_store_memory=200 << 20) for _ in range(2)]
+    nodes = [cluster.add_node(**NODE) for _ in range(2)]
     cluster.wait_for_nodes()
     environment["RAY_ADDRESS"] = cluster.address
     yield World(cluster, nodes, proxy, environment, config, rgw.bucket())
@@ -124,8 +125,8 @@ def test_driver(world, unbroken):
         for number, point in enumerate(POINTS):
             driver = world.start(
                 "driver",
-                f"resources.embed.actors=[1, {1 + number % 3}]",
-                f"resources.score.actors=[1, {3 - number % 3}]",
+                f"resources.embed.actors=[1, {1 + number % 2}]",
+                f"resources.score.actors=[1, {2 - number % 2}]",
             )
             wait_until(lambda p=point: world.reached("driver", p), driver)
             os.kill(driver.pid, signal.SIGKILL)
@@ -175,7 +176,7 @@ def test_node(world, unbroken):
         for point in POINTS:
             wait_until(lambda p=point: world.reached("node", p), driver)
             world.cluster.remove_node(world.nodes.pop(0), allow_graceful=False)
-            world.nodes.append(world.cluster.add_node(num_cpus=2, object_store_memory=200 << 20))
+            world.nodes.append(world.cluster.add_node(**NODE))
     assert driver.wait(timeout=400) == 0, world.log("node")
     check_only_parts_in_work_were_made_again(world.footers("node"), unbroken)
 
