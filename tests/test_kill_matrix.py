@@ -22,9 +22,14 @@ from raypipe.store import Folder
 from tests.lakes import PROJECT, wait_until, write_config, write_lake
 
 pytestmark = pytest.mark.slow
-POINTS = {  # where a kill comes: the stage, and what it has put by then
-    "ingest": "part-", "embed": "part-", "score": "part-", "cluster's fit": "_rounds/", "cluster's assign": "part-", "select": "part-",
-}  # fmt: skip
+POINTS = {  # in the order of a run: the stage, and what it has put by then
+    "ingest": "part-",
+    "embed": "part-",
+    "cluster's fit": "_rounds/",
+    "cluster's assign": "part-",
+    "score": "part-",
+    "select": "part-",
+}
 NODE = {"num_cpus": 1, "object_store_memory": 200 << 20}  # one actor each; two cores hold no more processes
 AFTER = 3  # objects put by a stage before something is killed
 IN_WORK = 24  # at most: two actors with four tasks of ten light parts in flight are more than ever were seen
