@@ -1,4 +1,7 @@
-"""Folds: parts to a small state with `+`, merged in part order, by actors that may keep their parts between folds."""
+"""Folds: parts to a small state with `+`, merged in part order, by actors that may keep their parts between folds.
+
+All actors of a fold are placed at once or wait: two drivers that each held half of what they need would wait for ever.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,8 @@ from typing import Any, Protocol
 
 import pyarrow as pa
 import ray
+from ray.util.placement_group import placement_group, remove_placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from raypipe.config import Pool
 from raypipe.items import RETRIES, result_of
@@ -42,13 +47,13 @@ def shards(inputs: Sequence[Table], *, pool: Pool, keep: bool) -> Iterator[Shard
     cuts = [len(parts) * n // count for n in range(count + 1)]
     owned = [parts[a:b] for a, b in itertools.pairwise(cuts)]
     options = {"num_cpus": ACTOR_CPUS, "num_gpus": pool.gpus, "max_restarts": RETRIES, "max_task_retries": RETRIES}
-    remote = ray.remote(_Shard).options(**options)
-    actors = [remote.remote([table.bare() for table in inputs], mine, keep) for mine in owned]
+    together = placement_group([{"CPU": ACTOR_CPUS, **({"GPU": pool.gpus} if pool.gpus else {})}] * count)
     try:
-        yield Shards(actors, owned)
+        result_of(together.ready(), "room for the actors of a fold")
+        remote = ray.remote(_Shard).options(**options, scheduling_strategy=PlacementGroupSchedulingStrategy(together))
+        yield Shards([remote.remote([table.bare() for table in inputs], mine, keep) for mine in owned], owned)
     finally:
-        for actor in actors:
-            ray.kill(actor)
+        remove_placement_group(together)  # and with it the actors
 
 
 def fold_parts(function: Callable[[list[pa.Table]], Mergeable], inputs: Sequence[Table], *, pool: Pool) -> Any:

@@ -7,9 +7,11 @@ later. Whatever was killed, the columns' digests are those of an unbroken run.
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -47,11 +49,12 @@ class World:
     def root(self, name):
         return f"s3://{self.bucket}/{name}"
 
-    def start(self, name, *overrides):
+    def start(self, name, *overrides, **environment):
+        """A driver; until select, if it is not said otherwise."""
         words = [self.config, f"storage.root={self.root(name)}", "--until", "select", *overrides]
         log = open(f"{self.config}.{name}.log", "a")  # noqa: SIM115  the driver's, as long as it lives
         command = [sys.executable, "-m", "raypipe.cli", "run", *map(str, words)]
-        return subprocess.Popen(command, cwd=PROJECT, env=self.environment, stdout=log, stderr=log)
+        return subprocess.Popen(command, cwd=PROJECT, env={**self.environment, **environment}, stdout=log, stderr=log)
 
     def log(self, name):
         return open(f"{self.config}.{name}.log").read()
@@ -192,3 +195,41 @@ def check_only_parts_in_work_were_made_again(footers, unbroken):
         again = [part["name"] for part in footers[stage] if part["attempt"] > 1]
         assert len(again) <= IN_WORK, (stage, again)
     assert any(part["attempt"] > 1 for parts in footers.values() for part in parts), "nothing was in work at any kill"
+
+
+def test_two_drivers(world, unbroken):
+    """A job that was thought dead and is started again must neither spoil the folder nor do everything twice."""
+    drivers = [world.start("two"), world.start("two")]
+    assert [driver.wait(timeout=400) for driver in drivers] == [0, 0], world.log("two")
+    assert digests(world.footers("two")) == unbroken
+    said = re.findall(r"(\w+)-\w+: (\d+) parts were made by another driver meanwhile, (\d+) by both", world.log("two"))
+    assert said, "the drivers never met"
+    assert all(int(both) <= IN_WORK for _, _, both in said), said
+
+
+def test_training_is_taken_over(world, unbroken):
+    """Training is not idempotent: a second driver must leave a living one alone, and go on after a dead one."""
+    words = ["train.epochs=200", "train.samples_per_step=4", "train.checkpoint_every_s=1", "--until", "train"]
+    patient = {"RAYPIPE_TAKE_OVER_S": "12"}
+    first = world.start("two", *words, **patient)
+    root = Folder.at(world.root("two"))
+
+    def checkpoints():
+        folder = root / json.loads(root.read("runs/test.json"))["folders"]["train"]
+        return [found for found in folder.walk() if found.uri.endswith("/.metadata")] and folder
+
+    train = wait_until(checkpoints, first)
+    second = world.start("two", *words, **patient)
+    assert second.wait(timeout=120) == 5
+    assert "trains here and is alive. Let it end" in world.log("two")
+    os.kill(first.pid, signal.SIGKILL)
+    first.wait()
+    second, killed = world.start("two", *words, **patient), time.monotonic()
+    wait_until(lambda: train.has("owner-0002.json"), second)
+    assert time.monotonic() - killed < 60
+    lines = len(train.find("metrics.jsonl").splitlines())
+    wait_until(lambda: len(train.find("metrics.jsonl").splitlines()) > lines, second)
+    second.terminate()
+    assert second.wait(timeout=35) == 5
+    steps = [line["step"] for line in map(json.loads, train.find("metrics.jsonl").splitlines()) if "loss" in line]
+    assert steps == list(range(1, len(steps) + 1)), "steps are missing or doubled"

@@ -20,12 +20,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from raypipe import envelope, owner, part
+from raypipe import envelope, owner
 from raypipe.config import Config
 from raypipe.errors import Stopped
 from raypipe.lake import Lake, Slice, chain_digests
 from raypipe.ops.digests import column_digests
-from raypipe.ops.text import Sample, parse_line, sample_id
+from raypipe.ops.text import parse_line, sample_id
 from raypipe.part import FOOTER, commit_part
 from raypipe.stage import Inputs, Result, Stage, manifest_name, open_table, read_manifest, run_stage
 from raypipe.stages import clean, ingest
@@ -40,13 +40,11 @@ GOOD = [json.dumps({"instruction": f"do {n}", "response": "x" * n}).encode() for
 BAD = [b"{", b"[1]", b'{"instruction": "x"}', b"{" * 900, b"\xff" * 600]
 LINES = st.lists(st.sampled_from([*GOOD, *BAD, b" "]), max_size=9).map(tuple)
 SLICES = st.lists(LINES, min_size=1, max_size=3).map(lambda slices: ((GOOD[0], *slices[0]), *slices[1:]))
-FAILURE = st.fixed_dictionaries(
-    {
-        "fails_at": st.integers(0, 999),  # modulo the places there are
-        "failure": st.sampled_from([Crash, Stopped]),
-        "lost_answers": st.booleans(),
-        "seed": st.integers(0, 9),  # of the order of parts and slices
-    }
+FAULTY = {"fails_at": st.integers(0, 999), "failure": st.sampled_from([Crash, Stopped]), "lost_answers": st.booleans()}
+FAILURE = st.fixed_dictionaries({**FAULTY, "seed": st.integers(0, 9)})  # of the order of parts and slices
+PROCESS = st.fixed_dictionaries(
+    {"works_s": st.integers(0, 30), "begins_s": st.integers(0, 30), "again": st.booleans()},
+    optional={**FAULTY, "fails_at": st.integers(0, 40)},
 )
 TIMES = {"finished", "wall_s", "actor_s", "seconds", "made", "attempt", "bytes"}  # bytes, as seconds are in the footer
 HERE = threading.local()  # .memory: of the process that this thread plays
@@ -62,6 +60,10 @@ def serial_map_parts(make, inputs, out, **options):
         sealed = call(envelope.Envelope.open(envelope.read(part, inputs).seal())).seal()
         made[part] = envelope.write(envelope.Envelope.open(sealed), out).check().footer
     return made
+
+
+def serial_pool(threads):
+    return nullcontext(SimpleNamespace(map=map))
 
 
 def number_rows(tables):
@@ -80,10 +82,13 @@ def without_ray():
         for stage in (ingest, clean):
             patch.setattr(stage, "map_items", lambda function, items, **options: [function(item) for item in items])
         patch.setattr(ingest, "storage_of", lambda uri, endpoint: HERE.memory)
-        for module in (part, clean):  # so that a draw always gives the same order
-            patch.setattr(module, "ThreadPoolExecutor", lambda count: nullcontext(SimpleNamespace(map=map)))
+        for module in ("part", "stages.clean"):  # so that a draw always gives the same order
+            patch.setattr(f"raypipe.{module}.ThreadPoolExecutor", serial_pool)
         patch.setattr("raypipe.stage.package_versions", dict)  # 5 ms
+        threads = pa.cpu_count()
+        pa.set_cpu_count(1)  # a third of the time on a busy machine
         yield
+        pa.set_cpu_count(threads)
 
 
 def session(shelf, lake, *stages, seed=0, places=1, fails_at=None, **how):
@@ -128,7 +133,7 @@ def meaning(name, data):
     """What two writers of one object must agree on: all but times."""
     if name.startswith("manifest-"):
         return without_times(json.loads(data))
-    table = pq.read_table(pa.BufferReader(data))
+    table = pq.ParquetFile(pa.BufferReader(data)).read()
     assert account(data)["columns"] == column_digests(table)
     return table.to_pylist(), without_times(account(data))
 
@@ -154,7 +159,7 @@ def check(shelf, wanted, lake, *, alone=True):
     last = manifest_name(lake.digest)
     for uri in sorted({*shelf.objects, *wanted.objects}):
         folder, _, name = uri.rpartition("/")
-        if folder == "lake" or not of(lake, name):
+        if folder == "lake" or not of(lake, uri):
             continue
         assert len(shelf.stored[uri]) == 1, f"{uri} was stored {len(shelf.stored[uri])} times"
         if alone and name.startswith("part-") and "/_" not in folder:
@@ -168,9 +173,9 @@ def check(shelf, wanted, lake, *, alone=True):
                 assert parts == newest[: len(parts)] == [footer(shelf, folder, part["name"]) for part in parts], uri
 
 
-def of(lake, name):
-    """Whether an object is of this lake, or of one that it has grown from."""
-    return re.search("[0-9a-f]{12}", name)[0] in lake.chain
+def of(lake, uri):
+    """Whether a part or manifest is of this lake, or of one that it has grown from."""
+    return re.search(r"([0-9a-f]{12})(-end)?\.\w+$", uri)[1] in lake.chain
 
 
 def footer(shelf, folder, part):
@@ -182,18 +187,14 @@ def check_lines(shelf, lake, slices):
     """Every line is a row or a reject, once."""
     expected, found = Counter(), Counter()
     for place, lines in enumerate(slices):
-        parsed = [
-            (n, parse_line(line, ["instruction"], ["response"])) for n, line in enumerate(lines, 1) if line.strip()
-        ]
-        expected.update(
-            (f"lake/{place}.jsonl", n, x.sample_id if isinstance(x, Sample) else x.reason) for n, x in parsed
-        )
+        for number, line in enumerate(lines, 1):
+            if line.strip():
+                parsed = parse_line(line, ["instruction"], ["response"])
+                expected[f"lake/{place}.jsonl", number, getattr(parsed, "sample_id", "reject")] += 1
     for uri, data in shelf.objects.items():
         if uri.startswith("root/ingest") and uri.endswith(".parquet") and of(lake, uri):
-            rows = pq.read_table(pa.BufferReader(data)).to_pylist()
-            found.update(
-                (row["source_uri"], row["source_line"], row.get("sample_id", row.get("reason"))) for row in rows
-            )
+            for row in pq.ParquetFile(pa.BufferReader(data)).read().to_pylist():
+                found[row["source_uri"], row["source_line"], row.get("sample_id", "reject")] += 1
     assert found == expected
 
 
@@ -229,14 +230,14 @@ def test_a_row_wise_stage_killed_anywhere(sizes, failures):
     check(shelf, wanted, lake)
 
 
-@settings(deadline=None, max_examples=50)
+@settings(deadline=None, max_examples=40)
 @given(SLICES, st.lists(FAILURE, max_size=4))
 def test_ingest_and_clean_killed_anywhere(slices, failures):
     """Otherwise a line is read twice or never, rejects are lost, or what a kill left is made again, hour after hour."""
     check_history(slices, [(slices, how) for how in failures])
 
 
-@settings(deadline=None, max_examples=50)
+@settings(deadline=None, max_examples=40)
 @given(SLICES, st.lists(st.tuples(st.integers(1, 3), st.none() | LINES, FAILURE), max_size=4))
 def test_a_lake_that_grows_between_kills(slices, mishaps):
     """Otherwise a nightly run makes old parts again, its manifest forgets them or what they cost, or a file that was replaced
@@ -245,7 +246,7 @@ def test_a_lake_that_grows_between_kills(slices, mishaps):
     check_history(slices, [(slices[:n] + (replaced,) * (replaced is not None), how) for n, replaced, how in mishaps])
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=50)
 @given(SLICES, st.lists(st.integers(0, 3), min_size=60, max_size=60), st.integers(1, 3), st.just({}) | FAILURE)
 def test_two_drivers_at_once(slices, choices, length, failure):
     """A scheduler starts a job twice, or a person reruns one that still runs; the second may see a lake that has grown."""
@@ -290,16 +291,6 @@ class Contest:
 
     def at_most_one(self):
         assert sum(f"train/owner-{number + 1:04d}.json" not in self.shelf.objects for number in self.working) <= 1
-
-
-PROCESS = st.fixed_dictionaries(
-    {"works_s": st.integers(0, 30), "begins_s": st.integers(0, 30), "again": st.booleans()},
-    optional={
-        "fails_at": st.integers(0, 40),
-        "failure": st.sampled_from([Crash, Stopped]),
-        "lost_answers": st.booleans(),
-    },
-)
 
 
 @settings(deadline=None, max_examples=150)
@@ -353,20 +344,30 @@ def manifest_first(stage, made_of, config, inputs, out, *, run=run_stage):
     return run(stage, made_of, config, inputs, out)
 
 
+SMALL = ((*GOOD, *BAD), (*GOOD[:2],))
+
+
+def check_every_place(places):
+    for fails_at in range(places):
+        check_history(SMALL, [(SMALL, {"fails_at": fails_at})])
+
+
+def test_every_place_where_a_process_can_die():
+    """What is drawn above may miss one, and production does not."""
+    check_every_place(uncrashed(SMALL)[1])
+
+
 @pytest.mark.parametrize(
     ("where", "name", "fault"),
     [
         (Memory, "put", overwriting_put),
         (sys.modules[__name__], "run_stage", manifest_first),
         (ingest, "read_footer", lambda out, part: {"inputs": {"last_line": "0"}}),  # reads the lines of its parts again
-        (Memory, "none", None),
     ],
 )
-def test_every_place_of_one_run_and_faults_that_the_laws_find(monkeypatch, where, name, fault):
+def test_the_laws_find_faults(monkeypatch, where, name, fault):
     """A law that no fault can break guards nothing."""
-    slices = ((*GOOD, *BAD), (*GOOD[:2],))
-    places = uncrashed(slices)[1]
-    monkeypatch.setattr(where, name, fault, raising=bool(fault))
-    with pytest.raises(AssertionError) if fault else nullcontext():
-        for fails_at in range(places):
-            check_history(slices, [(slices, {"fails_at": fails_at})])
+    places = uncrashed(SMALL)[1]
+    monkeypatch.setattr(where, name, fault)
+    with pytest.raises(AssertionError):
+        check_every_place(places)

@@ -1,5 +1,7 @@
 """The engine on Ray, with part functions of a few lines: resume, errors, empty parts, exact counts."""
 
+import os
+import signal
 import uuid
 from functools import partial
 
@@ -8,6 +10,7 @@ import pyarrow as pa
 import pytest
 
 from raypipe.config import Pool
+from raypipe.envelope import ATTEMPTS
 from raypipe.errors import ConfigError, DataError
 from raypipe.folds import fold_parts, shards
 from raypipe.items import map_items
@@ -40,6 +43,29 @@ class Double:
 class Shuffled:
     def __call__(self, tables):
         return pa.table({"sample_id": tables[0]["sample_id"].take(np.arange(len(tables[0]))[::-1])})
+
+
+class Deadly(Double):
+    """Kills its process at one row, as a crash in a library or the kernel's out-of-memory killer does."""
+
+    def __call__(self, tables):
+        if self.bad in tables[0]["x"].to_numpy():
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().__call__(tables)
+
+
+def never_loads():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def deadly_fold(tables):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def deadly_item(item):
+    if item == 2:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return item
 
 
 def both_sums(tables):
@@ -97,6 +123,32 @@ def test_an_error_of_ours_keeps_its_class_and_text_and_leaves_no_part(source, tm
     assert source.parts[4] not in out.list()
     map_parts(Double, [source], out, pool=Pool())
     assert set(source.parts) <= set(out.list())
+
+
+@pytest.mark.slow
+def test_a_part_that_kills_its_process_is_named_after_a_few_times(source, tmp_path):
+    """Ray would try for ever, or end with a traceback that names nothing; the other parts are kept."""
+    out = Folder(str(tmp_path / "out"))
+    with pytest.raises(DataError, match=rf"{source.parts[4]}: its process died each of the {ATTEMPTS} times"):
+        map_parts(partial(Deadly, 9), [source], out, pool=Pool(actors=(1, 1)))
+    assert source.parts[4] not in out.list()
+    map_parts(Double, [source], out, pool=Pool())
+    assert set(source.parts) <= set(out.list())
+
+
+@pytest.mark.slow
+def test_a_model_that_kills_its_process_is_no_endless_loop(source, tmp_path):
+    """A model too large for the machine dies while it is loaded, before any part is begun."""
+    with pytest.raises(DataError, match="it loaded its model"):
+        map_parts(never_loads, [source], Folder(str(tmp_path / "out")), pool=Pool(actors=(1, 1)))
+
+
+@pytest.mark.slow
+def test_items_and_folds_that_kill_their_process_are_named(source):
+    with pytest.raises(DataError, match="item 2: its process died"):
+        map_items(deadly_item, [1, 2, 3], label="x", name=lambda item: f"item {item}")
+    with pytest.raises(DataError, match=rf"parts {source.parts[0]} to .*: its process died"):
+        fold_parts(deadly_fold, [source], pool=Pool(actors=(1, 1)))
 
 
 def test_rows_out_of_order_are_refused(source, tmp_path):
