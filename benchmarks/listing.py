@@ -1,6 +1,6 @@
 """Listing a lake of 100,000 objects, beside plain boto3 paging: CPU seconds, wall, memory.
 
-    .venv/bin/python benchmarks/listing.py           # about 8 minutes, most of it for putting the objects; a Ceph RGW that it starts itself
+    .venv/bin/python benchmarks/listing.py           # about 10 minutes, a third for putting the objects; a Ceph RGW that it starts itself
 
 The plain side collects key, size and etag of every object into a list. `list_lake` does so too, orders, filters and chains the
 digests that name the parts. Both run in this process, in interleaved rounds; the figure is the ratio of CPU seconds (of this

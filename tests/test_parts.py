@@ -2,7 +2,9 @@
 
 import os
 import signal
+import time
 import uuid
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 import numpy as np
@@ -43,6 +45,14 @@ class Double:
 class Shuffled:
     def __call__(self, tables):
         return pa.table({"sample_id": tables[0]["sample_id"].take(np.arange(len(tables[0]))[::-1])})
+
+
+class Slow(Double):
+    """So that what is in work is little beside what is not."""
+
+    def __call__(self, tables):
+        time.sleep(0.4)
+        return super().__call__(tables)
 
 
 class Deadly(Double):
@@ -149,6 +159,24 @@ def test_items_and_folds_that_kill_their_process_are_named(source):
         map_items(deadly_item, [1, 2, 3], label="x", name=lambda item: f"item {item}")
     with pytest.raises(DataError, match=rf"parts {source.parts[0]} to .*: its process died"):
         fold_parts(deadly_fold, [source], pool=Pool(actors=(1, 1)))
+
+
+@pytest.mark.slow
+def test_two_maps_into_one_folder_share_the_work(tmp_path):
+    """Two drivers that took the same parts in the same order would do everything twice: a doubled bill."""
+    folder, names = Folder(str(tmp_path / "in")), [f"part-{number:07d}.parquet" for number in range(60)]
+    for number, name in enumerate(names):
+        commit_part(folder, name, pa.table({"sample_id": [f"{number:032x}"], "x": [number]}), counts={"ok": 1})
+    table, out, calls = Table(folder, tuple(names)), Folder(str(tmp_path / "out")), tmp_path / "calls"
+    calls.mkdir()
+    maps = [partial(map_parts, partial(Slow, calls=calls), [table], out, pool=Pool(actors=(1, 1))) for _ in range(2)]
+    with ThreadPoolExecutor(2) as threads:
+        made = [future.result() for future in [threads.submit(one) for one in maps]]
+    assert set(names) == set(out.list()) == set(made[0]) == set(made[1])
+    mine, theirs = (sum(footer is not None for footer in one.values()) for one in made)
+    assert mine >= 10 and theirs >= 10, "one of them did nearly everything"
+    twice = len(list(calls.iterdir())) - len(names)
+    assert twice <= 20, "more was done twice than was in work, before the first writers had started and at the end"
 
 
 def test_rows_out_of_order_are_refused(source, tmp_path):
