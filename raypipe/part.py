@@ -1,11 +1,13 @@
 """A part: one Parquet object of bounded size, the unit of work, of commit and of resume.
 
 Its footer holds its account: counts by status, seconds of work, of what it was made, and a digest of every column. So nothing
-is forgotten by a kill, a manifest is footers added up, and whoever reads a column knows whether it is what was written.
+is forgotten by a kill, a manifest is footers added up, and whoever reads a column knows whether it is what was written. A
+seal over the account and the part's own name tells a changed account, and the bytes of another part.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import time
@@ -23,10 +25,11 @@ from raypipe.errors import DataError
 from raypipe.ops.digests import column_digests, columns_digest
 from raypipe.store import Folder
 
-FOOTER, PART = b"raypipe", b"part"
+FOOTER, SEAL, PART = b"raypipe", b"raypipe.seal", b"part"
+UNREADABLE = (pa.ArrowException, OSError, KeyError, TypeError, ValueError)  # what changed bytes lead to
 THREADS = 16
 
-Footer = Mapping[str, Any]  # name, rows, bytes, counts, seconds, attempt, made, inputs, columns
+Footer = Mapping[str, Any]  # name, bytes, rows, counts, seconds, attempt, made, inputs, columns
 
 
 @dataclass(frozen=True)
@@ -57,13 +60,14 @@ def read_part(folder: Folder, part: str, columns: Sequence[str] | None = None) -
     data = folder.read(part)
     try:
         table = pq.read_table(pa.BufferReader(data), columns=None if columns is None else list(columns))
-        account = json.loads(table.schema.metadata[FOOTER])
-    except (pa.ArrowException, OSError, KeyError, TypeError, ValueError) as error:
-        raise damaged(folder, part, f"it cannot be read ({str(error).splitlines()[0]})") from error
-    for name, digest in column_digests(table).items():
-        if digest != account["columns"][name]:
-            raise damaged(folder, part, f"column {name!r} has digest {digest}, wanted {account['columns'][name]}")
-    return table.replace_schema_metadata({**table.schema.metadata, PART: part})
+        metadata = pq.read_metadata(pa.BufferReader(data)).metadata  # the table's is a second copy
+        wanted, found = _account(folder, part, metadata)["columns"], column_digests(table)
+    except UNREADABLE as error:
+        raise damaged(folder, part, f"it cannot be read ({_first_line(error)})") from error
+    for name in wanted if columns is None else columns:
+        if found.get(name) != wanted.get(name):
+            raise damaged(folder, part, f"column {name!r} has digest {found.get(name)}, wanted {wanted.get(name)}")
+    return table.replace_schema_metadata({FOOTER: metadata[FOOTER], PART: part})
 
 
 def damaged(folder: Folder, part: str, what: str) -> DataError:
@@ -87,6 +91,7 @@ def commit_part(
 ) -> tuple[Footer, bool]:
     """Put a part; returns the footer of what is under its name now, and whether that is ours: another writer may be first."""
     account = {
+        "rows": len(table),
         "counts": dict(counts),
         "seconds": round(seconds, 3),
         "attempt": attempt,  # how often its computation was begun
@@ -94,24 +99,38 @@ def commit_part(
         "inputs": dict(inputs or {}),
         "columns": column_digests(table),
     }
-    sink = pa.BufferOutputStream()
-    described = table.replace_schema_metadata({FOOTER: json.dumps(account)})
+    sink, told = pa.BufferOutputStream(), json.dumps(account).encode()
+    described = table.replace_schema_metadata({FOOTER: told, SEAL: _seal(folder, part, told)})
     pq.write_table(described, sink, compression="zstd", row_group_size=row_group_size)
     data = sink.getvalue()
     if not folder.put(part, data.to_pybytes()):
         return read_footer(folder, part), False
-    return {"name": part, "rows": len(table), "bytes": data.size, **account}, True
+    return {"name": part, "bytes": data.size, **account}, True
 
 
 def read_footer(folder: Folder, part: str) -> Footer:
     with folder.open(part) as file:
         try:
-            metadata = pq.read_metadata(file)
-            account = json.loads(metadata.metadata[FOOTER])
-        except (pa.ArrowException, OSError, KeyError, TypeError, ValueError) as error:
-            raise damaged(folder, part, f"its footer cannot be read ({str(error).splitlines()[0]})") from error
+            account = _account(folder, part, pq.read_metadata(file).metadata)
+        except UNREADABLE as error:
+            raise damaged(folder, part, f"its footer cannot be read ({_first_line(error)})") from error
         size = file.seek(0, 2)
-    return {"name": part, "rows": metadata.num_rows, "bytes": size, **account}
+    return {"name": part, "bytes": size, **account}
+
+
+def _seal(folder: Folder, part: str, account: bytes) -> bytes:
+    return hashlib.sha256(f"{folder.name}/{part}\n".encode() + account).hexdigest()[:16].encode()
+
+
+def _account(folder: Folder, part: str, metadata: Mapping[bytes, bytes]) -> dict[str, Any]:
+    """One of UNREADABLE unless it is whole and this part's own."""
+    if metadata[SEAL] != _seal(folder, part, metadata[FOOTER]):
+        raise ValueError("its account was changed, or is another part's")
+    return dict(json.loads(metadata[FOOTER]))
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def read_footers(folder: Folder, parts: Sequence[str]) -> dict[str, Footer]:

@@ -52,7 +52,8 @@ def ray_address() -> str:
 def credentials() -> str:
     """Of which kind they are; never the key itself."""
     import boto3
-    from botocore.exceptions import BotoCoreError, ClientError
+
+    from raypipe.s3_errors import FAILURES
 
     wanted = "Give them by the AWS chain: AWS_ACCESS_KEY_ID, AWS_PROFILE, or a role"
     try:
@@ -60,7 +61,7 @@ def credentials() -> str:
         if (found := session.get_credentials()) is None:
             raise StorageError(f"the AWS chain has no credentials. {wanted}")
         found.get_frozen_credentials()  # a role is asked for them only now
-    except (BotoCoreError, ClientError) as error:
+    except FAILURES as error:
         raise StorageError(f"the AWS chain fails ({error}). {wanted}") from error
     kind = KINDS.get(found.method, found.method).format(profile=session.profile_name)
     return f"{kind}; region {session.region_name or 'not set'}"

@@ -87,7 +87,7 @@ class S3:
 
     def find(self, uri: str) -> Object | None:
         bucket, key = _split(uri)
-        head = self._ask(uri, "GetObject", lambda s3: s3.head_object(Bucket=bucket, Key=key), missing=None)
+        head = self._ask(uri, "GetObject", partial(_head, Bucket=bucket, Key=key), missing=None)
         if head is None:
             return None
         age_s = (_date(head) - head["LastModified"]).total_seconds()
@@ -178,7 +178,7 @@ class S3:
 
         retrying = tenacity.Retrying(
             retry=tenacity.retry_if_exception(try_again),
-            wait=tenacity.wait_random_exponential(0.1, max=8),
+            wait=tenacity.wait_random_exponential(0.1, max=min(8, limit / 10)),  # so that it ends when it is said to
             stop=tenacity.stop_after_delay(limit),
             before_sleep=say,
             reraise=True,
@@ -237,6 +237,18 @@ def client(endpoint: str | None, attempts: int = 1) -> Any:
     made = boto3.session.Session().client("s3", endpoint_url=endpoint, config=config)
     made.meta.events.register("after-call.s3", check_genuine)
     return made
+
+
+def _head(s3: Any, **place: str) -> Any:
+    """Refused as GET refuses it: HEAD's answers have no body, so a wrong key would look like a right that is missing."""
+    from botocore.exceptions import ClientError
+
+    try:
+        return s3.head_object(**place)
+    except ClientError as error:
+        if error.response["Error"]["Code"] == "403":
+            s3.get_object(**place)["Body"].close()
+        raise
 
 
 def _list(s3: Any, **query: str) -> Any:

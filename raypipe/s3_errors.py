@@ -56,6 +56,7 @@ FAILURES = (
     Boto3Error,
     ValueError,  # an endpoint that is no URL
     OSError,  # a credential_process that is not there
+    RuntimeError,  # one whose credentials have expired already
     *PASSING,
 )
 ALWAYS_SAID = {
@@ -94,6 +95,8 @@ def kind_of(error: BaseException) -> Kind:
     error = _answered(error)
     if isinstance(error, boto.ClientError):
         return _kind_of_answer(error)
+    if isinstance(error, RuntimeError) and "still expired" in str(error):  # botocore has no class for it
+        return "expired"
     untrusted = isinstance(error, boto.SSLError) and "EOF occurred" not in str(error)
     return "passing" if isinstance(error, PASSING) and not untrusted else "refused"
 
