@@ -6,7 +6,7 @@ SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test check lock clean
+.PHONY: demo test check reliability lock clean
 .DEFAULT_GOAL := demo
 
 demo: .venv/installed models/.made data/.made  ## the whole chain on synthetic data, then where report and model are
@@ -19,6 +19,9 @@ check: .venv/installed  ## formatting, lint, types
 	$(BIN)/ruff format --check raypipe jobs tests
 	$(BIN)/ruff check raypipe jobs tests
 	$(BIN)/mypy
+
+reliability: .venv/installed .venv/ceph/.made  ## every fault of tests/faults.py; writes docs/reliability.md
+	$(BIN)/python benchmarks/reliability.py
 
 models/.made: | .venv/installed
 	$(BIN)/python -m raypipe.demo models && touch $@

@@ -1,10 +1,10 @@
 """Every fault of tests/faults.py, one after the other: outcome, faults met, time beside a run without any.
 
     .venv/bin/python benchmarks/reliability.py            # about half an hour on two quiet cores; starts a Ceph RGW itself
-    .venv/bin/python benchmarks/reliability.py mixed gone # these only, printed and not written
+    .venv/bin/python benchmarks/reliability.py mixed gone # these rows only, measured anew
 
-Writes docs/reliability.md and benchmarks/results/reliability.json after every row, and exits with 1 if an outcome is not as
-promised.
+Writes docs/reliability.md and benchmarks/results/reliability.json after every row, each with its own date, commit and time
+without faults, and exits with 1 if an outcome is not as promised.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ import psutil
 
 from raypipe.demo import link_embedder
 from tests.faultproxy import proxying
-from tests.faults import BY_NAME, SCENARIOS, Outcome, make_world, meet
+from tests.faults import BY_NAME, SCENARIOS, make_world, meet
 from tests.lakes import save_random_model
 from tests.rgw import running
 
@@ -58,24 +58,25 @@ committed.** Nothing committed is made again or changed, nothing is made up for 
 | 4 | storage refuses: disk full, read-only, no permission | what the line says, then run again |
 | 5 | stopped, or storage failed for longer than `RAYPIPE_RETRY_S` | run again when it answers |
 
-Each row is `raypipe run` until select on {rows} rows in 12 parts of tests' random models, lake on a real S3 server (Ceph RGW), network
-faults by a proxy before it. "exact" is: rows, counts by status and the digest of every column of every part equal those of the
-run without faults, which took {unbroken:.0f} s and {requests} requests. Each fault on the network but latency costs a retry, so
-their number is that of retries made. Two times are until the stop + the rerun. Disks and damage were tried on a root here with
-what came before score (or before what reads the damaged part) done already, so these take less.
+Each row is `raypipe run` until select on {rows} rows in 12 parts, with the tests' random models; the lake is on a real S3
+server (Ceph RGW), and network faults are made by a proxy before it. "exact" is: rows, counts by status and the digest of every
+column of every part equal those of the same run without faults ({requests} requests). Every fault on the network but latency
+costs a retry, so their number is that of retries made. Two times are until the stop + the rerun. Disks and damage were tried
+on a local root with what comes before the stage concerned done already, so these take less than a whole run.
 
-| fault | rate | outcome | faults | seconds |
-|---|---|---|---|---|
+| fault | rate | outcome | faults met | s | s without faults |
+|---|---|---|---|---|---|
 """
 END = """
-{date}, commit {commit}, {hardware}, load of the machine {load} (others worked on it meanwhile where it is above 2: times
-are then upper bounds). Made by `make reliability` (`.venv/bin/python benchmarks/reliability.py`), which fails when an outcome
-is not as promised; figures by row in `benchmarks/results/reliability.json`.
+{date}, commit {commit}, {hardware}, 15-minute load of the machine {load}: above 2 others worked on it too, and times say
+little. Made by `make reliability`, which fails when an outcome is not as promised; figures by row in
+`benchmarks/results/reliability.json`.
 """
+FACTS = ("rows", "requests", "date", "commit", "hardware", "load")
 
 
 def main(names: Sequence[str]) -> int:
-    outcomes: list[Outcome] = []
+    measured = json.loads(RESULT.read_text()) if names and RESULT.exists() else {}
     with (
         tempfile.TemporaryDirectory() as there,
         running(Path(there, "rgw")) as rgw,
@@ -84,17 +85,15 @@ def main(names: Sequence[str]) -> int:
         model = save_random_model(Path(there, "qwen2"), "qwen2", bos=False)
         link_embedder(embedder := Path(there, "all-MiniLM-L6-v2"))
         world = make_world(Path(there), rgw, proxy, model, embedder)
-        facts = {**circumstances(), "unbroken_s": world.seconds, "requests": world.requests}
-        facts["rows"] = world.accounts["ingest"][0]
-        print(facts, flush=True)
+        facts = {"rows": world.accounts["ingest"][0], "requests": world.requests, "unbroken_s": round(world.seconds, 1)}
         for scenario in [BY_NAME[name] for name in names] or sorted(
             SCENARIOS, key=lambda s: -s.promise
         ):  # short ones first
-            outcomes.append(meet(world, scenario))
-            print(row(outcomes[-1]), *outcomes[-1].wrong, sep="\n", flush=True)
-            if not names:
-                write(facts, outcomes)
-    return int(any(outcome.wrong for outcome in outcomes))
+            outcome = meet(world, scenario)
+            measured[outcome.name] = {**asdict(outcome), **facts, **circumstances()}
+            print(row(measured[outcome.name]), *outcome.wrong, sep="\n", flush=True)
+            write(measured)
+    return int(any(found["wrong"] for found in measured.values()))
 
 
 def circumstances() -> dict[str, Any]:
@@ -106,25 +105,31 @@ def circumstances() -> dict[str, Any]:
         "date": time.strftime("%Y-%m-%d"),
         "commit": commit,
         "hardware": f"{os.cpu_count()} x {platform.processor() or platform.machine()}, {memory} GB",
+        "load": round(psutil.getloadavg()[2], 1),
     }
 
 
-def write(facts: dict[str, Any], outcomes: Sequence[Outcome]) -> None:
-    facts |= {"load": round(psutil.getloadavg()[2], 1)}
-    RESULT.write_text(json.dumps({**facts, "outcomes": [asdict(outcome) for outcome in outcomes]}, indent=1) + "\n")
-    head = TEXT.format(rows=facts["rows"], unbroken=facts["unbroken_s"], requests=facts["requests"])
-    rows = {outcome.name: row(outcome) for outcome in outcomes}
-    in_order = [rows[scenario.name] for scenario in SCENARIOS if scenario.name in rows]
-    DOCUMENT.write_text(head + "\n".join(in_order) + "\n" + END.format(**facts))
+def write(measured: dict[str, dict[str, Any]]) -> None:
+    in_order = {scenario.name: measured[scenario.name] for scenario in SCENARIOS if scenario.name in measured}
+    RESULT.parent.mkdir(exist_ok=True)
+    RESULT.write_text(json.dumps(in_order, indent=1) + "\n")
+    facts = {name: shown({found[name] for found in in_order.values()}) for name in FACTS}
+    DOCUMENT.write_text((TEXT + "\n".join(map(row, in_order.values())) + "\n" + END).format(**facts))
 
 
-def row(outcome: Outcome) -> str:
-    scenario, faults = BY_NAME[outcome.name], sum(outcome.fired.values())
-    stops = f"stops with exit code {outcome.codes[0]}, then "
-    how = "repaired: " if scenario.promise == 3 else "resumes: "
-    kept = (stops + how if scenario.promise else "") + "exact"
-    seconds = " + ".join(f"{seconds:.0f}" for seconds in outcome.seconds)
-    return f"| {scenario.fault} | {scenario.rate} | {'**NOT AS PROMISED**' if outcome.wrong else kept} | {faults:,} | {seconds} |"
+def shown(values: set[Any]) -> str:
+    if all(isinstance(value, int | float) for value in values) and len(values) > 1:
+        return f"{min(values):,.0f} to {max(values):,.0f}"
+    return ", ".join(map(str, sorted(values)))
+
+
+def row(found: dict[str, Any]) -> str:
+    scenario, faults = BY_NAME[found["name"]], sum(found["fired"].values())
+    stops = f"stops with exit code {scenario.promise}, then {'repaired' if scenario.promise == 3 else 'resumes'}: "
+    kept = (stops if scenario.promise else "") + "exact"
+    outcome = "**NOT AS PROMISED**" if found["wrong"] else kept
+    seconds = " + ".join(f"{seconds:.0f}" for seconds in found["seconds"])
+    return f"| {scenario.fault} | {scenario.rate} | {outcome} | {faults:,} | {seconds} | {found['unbroken_s']:.0f} |"
 
 
 if __name__ == "__main__":

@@ -62,10 +62,9 @@ def _acquire(folder: Folder, me: dict[str, Any]) -> Owner:
         if last:
             _wait_for_silence(folder, _name(last))
         folder.put(_name(last + 1), json.dumps(me).encode())
-        if (
-            json.loads(folder.read(_name(last + 1)))["token"] == me["token"]
-        ):  # also where the answer to the put was lost
-            return Owner(folder, last + 1)
+        owner = Owner(folder, last + 1)  # whose token is there tells, also where the answer to the put was lost
+        if json.loads(folder.read(_name(owner.number)))["token"] == me["token"] and not owner.is_succeeded():
+            return owner
 
 
 def _wait_for_silence(folder: Folder, name: str) -> None:

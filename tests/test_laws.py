@@ -46,6 +46,9 @@ PROCESS = st.fixed_dictionaries(
     {"works_s": st.integers(0, 30), "begins_s": st.integers(0, 30), "again": st.booleans()},
     optional={**FAULTY, "fails_at": st.integers(0, 40)},
 )
+# The same place again and again is one process alone, or two in turn, while the others stall.
+RUNS = st.lists(st.tuples(st.integers(0, 3), st.integers(1, 20)), max_size=9)
+CHOICES = RUNS.map(lambda runs: tuple(place for place, count in runs for _ in range(count)))
 TIMES = {"finished", "wall_s", "actor_s", "seconds", "made", "attempt", "bytes"}  # bytes, as seconds are in the footer
 HERE = threading.local()  # .memory: of the process that this thread plays
 
@@ -165,6 +168,7 @@ def check(shelf, wanted, lake, *, alone=True):
         if alone and name.startswith("part-") and "/_" not in folder:
             assert len(shelf.offered[uri]) == 1, f"{uri} was made again though it was there"
         if not name.startswith("manifest-") or name == last:
+            assert uri in wanted.objects, f"{uri} should not be there"
             expected = meaning(name, wanted.objects[uri])
             assert all(meaning(name, data) == expected for data in shelf.offered[uri]), uri
         if name.startswith("manifest-"):
@@ -216,7 +220,7 @@ def check_history(slices, mishaps):
     check_lines(shelf, lake, slices)
 
 
-@settings(deadline=None, max_examples=50)
+@settings(deadline=None, max_examples=30)
 @given(st.lists(st.integers(0, 3), min_size=1, max_size=6), st.lists(FAILURE, max_size=5))
 def test_a_row_wise_stage_killed_anywhere(sizes, failures):
     """Every night on preemptible machines: without it a kill costs parts, or leaves a manifest that lies."""
@@ -230,14 +234,14 @@ def test_a_row_wise_stage_killed_anywhere(sizes, failures):
     check(shelf, wanted, lake)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=30)
 @given(SLICES, st.lists(FAILURE, max_size=4))
 def test_ingest_and_clean_killed_anywhere(slices, failures):
     """Otherwise a line is read twice or never, rejects are lost, or what a kill left is made again, hour after hour."""
     check_history(slices, [(slices, how) for how in failures])
 
 
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=30)
 @given(SLICES, st.lists(st.tuples(st.integers(1, 3), st.none() | LINES, FAILURE), max_size=4))
 def test_a_lake_that_grows_between_kills(slices, mishaps):
     """Otherwise a nightly run makes old parts again, its manifest forgets them or what they cost, or a file that was replaced
@@ -246,8 +250,8 @@ def test_a_lake_that_grows_between_kills(slices, mishaps):
     check_history(slices, [(slices[:n] + (replaced,) * (replaced is not None), how) for n, replaced, how in mishaps])
 
 
-@settings(deadline=None, max_examples=50)
-@given(SLICES, st.lists(st.integers(0, 3), min_size=60, max_size=60), st.integers(1, 3), st.just({}) | FAILURE)
+@settings(deadline=None, max_examples=40)
+@given(SLICES, CHOICES, st.integers(1, 3), st.just({}) | FAILURE)
 def test_two_drivers_at_once(slices, choices, length, failure):
     """A scheduler starts a job twice, or a person reruns one that still runs; the second may see a lake that has grown."""
     (wanted, places), shelf = uncrashed(slices), Shelf(at_every_instant)
@@ -264,7 +268,7 @@ class Contest:
 
     def __init__(self, choices=()):
         self.shelf, self.choices = Shelf(lambda shelf: self.at_most_one()), choices
-        self.owned, self.working = [], set()  # (number, when) in the order of taking; numbers
+        self.owned, self.working = [], set()  # (number, when) as they take it; numbers
 
     def run(self, *processes):
         """What each was ended by."""
@@ -293,14 +297,14 @@ class Contest:
         assert sum(f"train/owner-{number + 1:04d}.json" not in self.shelf.objects for number in self.working) <= 1
 
 
-@settings(deadline=None, max_examples=150)
-@given(st.lists(PROCESS, min_size=2, max_size=4), st.lists(st.integers(0, 7), max_size=80).map(tuple))
+@settings(deadline=None, max_examples=200)
+@given(st.lists(PROCESS, min_size=2, max_size=4), CHOICES)
 def test_no_two_own_a_folder_whoever_stalls_or_dies(processes, choices):
     """Two trainings in one folder would each delete the other's checkpoints."""
     contest = Contest(choices)
     contest.run(*processes)
     numbers = [number for number, _ in contest.owned]
-    assert numbers == sorted(set(numbers))
+    assert len(numbers) == len(set(numbers))
     for contents in contest.shelf.stored.values():
         assert len({json.loads(content)["token"] for content in contents}) == 1
     assert contest.run({}) == [None]  # whatever happened, the next one gets in
@@ -344,7 +348,7 @@ def manifest_first(stage, made_of, config, inputs, out, *, run=run_stage):
     return run(stage, made_of, config, inputs, out)
 
 
-SMALL = ((*GOOD, *BAD), (*GOOD[:2],))
+SMALL = ((GOOD[3], BAD[3], GOOD[2]), (GOOD[3], BAD[0]))
 
 
 def check_every_place(places):
