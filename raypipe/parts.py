@@ -15,11 +15,12 @@ from __future__ import annotations
 import logging
 import queue
 import random
-import threading
 import time
 import uuid
 import warnings
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pyarrow as pa
@@ -65,15 +66,17 @@ def map_parts(
     log.info("%s: %d of %d parts to make, %d actors", out.name, len(todo), len(made), high)
     random.shuffle(todo)
     work = f"{out.path} {uuid.uuid4().hex}"
+    blocks = _num_blocks(len(todo), high, light)
+    at_once = min(2 * high, blocks)  # of read tasks, and of write tasks: each is a process that imports much
     _prepare_ray_data()
     receipts = (
-        ray.data.from_items([{"part": part} for part in todo], override_num_blocks=_num_blocks(len(todo), high, light))
+        ray.data.from_items([{"part": part} for part in todo], override_num_blocks=blocks)
         .map_batches(
             _read,
             batch_size=1,
             fn_kwargs={"inputs": [table.bare() for table in inputs]},
             num_cpus=IO_CPUS,
-            concurrency=2 * high,
+            concurrency=at_once,
             max_retries=IO_RETRIES,
         )
         .map_batches(
@@ -94,7 +97,7 @@ def map_parts(
             batch_format="pyarrow",
             fn_kwargs={"out": out},
             num_cpus=IO_CPUS,
-            concurrency=2 * high,
+            concurrency=at_once,
             max_retries=IO_RETRIES,
         )
         .iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
@@ -116,50 +119,43 @@ def _num_blocks(num_parts: int, actors: int, light: bool) -> int:
 
 def _landing(receipts: Iterator[Envelope], work: str, out: Folder, total: int) -> Iterator[Envelope]:
     """Receipts as they come. At an error, or when a stop is asked for, nothing more is begun, and what was gets a grace."""
-    landed, error, deadline = queue.SimpleQueue[Any](), None, float("inf")
-    threading.Thread(target=_pump, args=(receipts, landed), daemon=True).start()
-    waited_for: set[str] | None = None  # parts in work, once nothing more is begun
     seen: set[str] = set()
+    begun: set[str] | None = None  # parts to wait for, once the gate is shut
+    error, deadline = None, float("inf")
     try:
-        while waited_for is None or (waited_for - seen and time.monotonic() < deadline):
-            try:
-                receipt = landed.get(timeout=POLL_S)
-            except queue.Empty:
-                receipt = None
-            if isinstance(receipt, WorkerCrashedError):
-                raise DataError(
-                    f"{out.path}: reading or writing a part killed its process {IO_RETRIES} times (out of memory, or a crash in a "
-                    f"library); {total - len(seen)} parts are missing. Give the machines more memory"
-                ) from receipt
-            if isinstance(receipt, BaseException):
-                raise receipt
-            if receipt is _END:
-                break
+        for receipt in _polled(receipts):
             if receipt is not None and not receipt.stopped:
                 seen.add(receipt.part)
-                error = error or (receipt.error and receipt)
+                error = error or (receipt if receipt.error else None)
                 if not receipt.error:
                     yield receipt
-            if waited_for is None and (error or stopping.asked()):
-                waited_for, deadline = ray.get(gate().shut.remote(work)), time.monotonic() + stopping.GRACE_S
-        if error:
-            error.check()
-        stopping.check(out.path)
+            if begun is None and (error or stopping.asked()):
+                begun, deadline = ray.get(gate().shut.remote(work)), time.monotonic() + stopping.GRACE_S
+            if begun is not None and (begun <= seen or time.monotonic() > deadline):
+                break
+    except WorkerCrashedError as crash:
+        raise DataError(
+            f"{out.path}: reading or writing a part killed its process {IO_RETRIES} times (out of memory, or a crash in a "
+            f"library); {total - len(seen)} parts are missing. Give the machines more memory"
+        ) from crash
     finally:
         gate().forget.remote(work)
+    if error:
+        error.check()
+    stopping.check(out.path)
 
 
-_END = object()
-
-
-def _pump(receipts: Iterator[Envelope], landed: queue.SimpleQueue[Any]) -> None:
-    """In a thread of its own, as Ray Data's waiting cannot be interrupted without harm."""
-    try:
-        for receipt in receipts:
-            landed.put(receipt)
-        landed.put(_END)
-    except BaseException as error:  # noqa: BLE001  raised again in the driver's thread
-        landed.put(error)
+def _polled(receipts: Iterator[Envelope]) -> Iterator[Envelope | None]:
+    """Receipts, and None while none lands: Ray Data's own waiting, in a thread here, cannot be interrupted without harm."""
+    landed = queue.SimpleQueue[Envelope | None]()
+    pumped = ThreadPoolExecutor(1).submit(lambda: deque(map(landed.put, receipts), maxlen=0))
+    pumped.add_done_callback(lambda _: landed.put(None))
+    while not (pumped.done() and landed.empty()):
+        try:
+            yield landed.get(timeout=POLL_S)
+        except queue.Empty:
+            yield None
+    pumped.result()
 
 
 def _say_what_others_did(out: Folder, done: Sequence[Envelope]) -> None:
