@@ -20,7 +20,6 @@ import uuid
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pyarrow as pa
@@ -146,9 +145,9 @@ def _landing(receipts: Iterator[Envelope], work: str, out: Folder, total: int) -
 
 
 def _polled(receipts: Iterator[Envelope]) -> Iterator[Envelope | None]:
-    """Receipts, and None while none lands: Ray Data's own waiting, in a thread here, cannot be interrupted without harm."""
+    """Receipts, and None while none lands: Ray Data's own waiting cannot be interrupted without harm."""
     landed = queue.SimpleQueue[Envelope | None]()
-    pumped = ThreadPoolExecutor(1).submit(lambda: deque(map(landed.put, receipts), maxlen=0))
+    pumped = stopping.in_background(lambda: deque(map(landed.put, receipts), maxlen=0))
     pumped.add_done_callback(lambda _: landed.put(None))
     while not (pumped.done() and landed.empty()):
         try:

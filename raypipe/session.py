@@ -16,6 +16,7 @@ log = logging.getLogger("raypipe")
 @contextmanager
 def ray_session() -> Iterator[None]:
     """The cluster that this process is connected to or RAY_ADDRESS names, else Ray on this machine while the work takes."""
+    os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")  # else a thread that is left behind starts Ray anew
     import ray
 
     if ray.is_initialized():

@@ -5,9 +5,11 @@ from __future__ import annotations
 import logging
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager
 from types import FrameType
+from typing import Any
 
 from raypipe.errors import Stopped
 
@@ -48,6 +50,20 @@ def listen_again(listened: bool) -> None:
 
 def is_listening() -> bool:
     return signal.getsignal(signal.SIGTERM) is _handle
+
+
+def in_background(call: Callable[[], Any]) -> Future[Any]:
+    """Run what waits for Ray in a thread, so that the main one sees the signals; the process may end before the call does."""
+    future: Future[Any] = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(call())
+        except BaseException as error:
+            future.set_exception(error)
+
+    threading.Thread(target=run, daemon=True).start()
+    return future
 
 
 def _handle(number: int, frame: FrameType | None) -> None:

@@ -14,7 +14,7 @@ import logging
 import tempfile
 import time
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import wait
 from functools import lru_cache
 from typing import Any
 
@@ -110,9 +110,7 @@ def _fit(config: Config, packs: Table, owner: Owner) -> None:
     out, work = owner.folder, f"{owner.folder.path} {owner.number}"
     with tempfile.TemporaryDirectory() as state:  # Ray Train's own; what is worth keeping is in the folder
         trainer = _trainer(config, packs, owner, workers, work, state)
-        fitted = ThreadPoolExecutor(1).submit(
-            _fitted, trainer
-        )  # a thread: Ray Train would take the signals in the main one
+        fitted = stopping.in_background(lambda: _fitted(trainer))
         deadline = float("inf")
         while not fitted.done() and time.monotonic() < deadline:
             wait([fitted], timeout=POLL_S)
