@@ -59,7 +59,7 @@ def in_background(call: Callable[[], Any]) -> Future[Any]:
     def run() -> None:
         try:
             future.set_result(call())
-        except BaseException as error:
+        except BaseException as error:  # noqa: BLE001  raised where the result is asked for
             future.set_exception(error)
 
     threading.Thread(target=run, daemon=True).start()

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 import psutil
@@ -157,12 +157,20 @@ def test_driver(world, unbroken):
 
 
 def worker_of(point):
-    """A Ray worker process at work on the point: an actor where the stage has actors."""
+    """A Ray worker process that computes for the point: an actor where the stage has actors."""
     wanted = {"ingest": "ray::_apply", "cluster's fit": "ray::_Shard"}.get(point, "_Call")
-    for process in psutil.process_iter(["name", "cmdline"]):
-        if process.info["cmdline"] and wanted in process.info["cmdline"][0] and "ray::" in process.info["cmdline"][0]:
+    for process in psutil.process_iter(["cmdline"]):
+        name = (process.info["cmdline"] or [""])[0]
+        if "ray::" in name and wanted in name and all(_runs(process) for _ in range(3)):
             return process
     return None
+
+
+def _runs(process):
+    """On a CPU, and a few ms ago: it has a part, and is not busy with the call alone."""
+    time.sleep(0.003)
+    with suppress(psutil.NoSuchProcess):
+        return process.status() == psutil.STATUS_RUNNING
 
 
 def test_actor(world, unbroken):
