@@ -15,11 +15,11 @@ from __future__ import annotations
 import logging
 import queue
 import random
+import threading
 import time
 import uuid
 import warnings
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -41,6 +41,7 @@ from raypipe.store import Folder
 log = logging.getLogger("raypipe")
 IO_RETRIES = 10  # of a read or write task
 LIGHT_PARTS = 10  # sent to an actor at once where each takes milliseconds: 5 ms a part instead of 31
+BLOCKS_AN_ACTOR = 500  # of one dataset, then a new one: Ray Data keeps 10 kB of statistics a block in the driver
 
 
 def map_parts(
@@ -58,57 +59,63 @@ def map_parts(
     `light` says that a part takes milliseconds: several then travel together.
     """
     made: dict[str, Footer | None] = dict.fromkeys(inputs[0].parts)
-    todo = [part for part in made if part not in set(out.list())] if made else []
-    if not todo:
+    there = set(out.list()) if made else set()
+    if not (todo := [part for part in made if part not in there]):
         return made
     low, high = fit_actors(pool, len(todo))
     log.info("%s: %d of %d parts to make, %d actors", out.name, len(todo), len(made), high)
     random.shuffle(todo)
     work = f"{out.path} {uuid.uuid4().hex}"
-    blocks = _num_blocks(len(todo), high, light)
-    at_once = min(2 * high, blocks)  # of read tasks, and of write tasks: each is a process that imports much
+    actors = {
+        "fn_constructor_kwargs": {"make": make, "out": out, "gate": gate(), "work": work},
+        "compute": ray.data.ActorPoolStrategy(min_size=low, max_size=high, initial_size=high),
+        "num_cpus": ACTOR_CPUS,
+        "num_gpus": pool.gpus or None,
+        "accelerator_type": accelerator if pool.gpus else None,
+        "max_restarts": -1,
+        "max_task_retries": -1,
+    }
     _prepare_ray_data()
+    window = BLOCKS_AN_ACTOR * high * (LIGHT_PARTS if light else 1)
     receipts = (
+        receipt
+        for first in range(0, len(todo), window)
+        for receipt in _stream(todo[first : first + window], inputs, out, actors, high, light)
+    )
+    missing, by_others, by_both = set(todo), 0, 0
+    for receipt in track(_landing(receipts, work, out, len(todo)), out.name, len(todo), "parts"):
+        missing.discard(receipt.part)
+        made[receipt.part] = receipt.footer
+        by_others, by_both = by_others + (receipt.footer is None or receipt.in_vain), by_both + receipt.in_vain
+    if missing:
+        raise DataError(
+            f"{out.path}: {len(missing)} of {len(todo)} parts are missing. Run again: committed parts are kept"
+        )
+    if by_others:
+        log.info("%s: %d parts were made by another driver meanwhile, %d by both", out.name, by_others, by_both)
+    return made
+
+
+def _stream(
+    todo: Sequence[str], inputs: Sequence[Table], out: Folder, actors: Mapping[str, Any], high: int, light: bool
+) -> Iterator[Envelope]:
+    """One dataset, and its receipts as they come."""
+    blocks = _num_blocks(len(todo), high, light)
+    tasks = {
+        "num_cpus": IO_CPUS,
+        "concurrency": min(2 * high, blocks),  # each is a process that imports much
+        "max_retries": IO_RETRIES,
+    }
+    batches = (
         ray.data.from_items([{"part": part} for part in todo], override_num_blocks=blocks)
-        .map_batches(
-            _read,
-            batch_size=1,
-            fn_kwargs={"inputs": [table.bare() for table in inputs]},
-            num_cpus=IO_CPUS,
-            concurrency=at_once,
-            max_retries=IO_RETRIES,
-        )
-        .map_batches(
-            _Call,
-            batch_size=1,
-            batch_format="pyarrow",
-            fn_constructor_kwargs={"make": make, "out": out, "gate": gate(), "work": work},
-            compute=ray.data.ActorPoolStrategy(min_size=low, max_size=high, initial_size=high),
-            num_cpus=ACTOR_CPUS,
-            num_gpus=pool.gpus or None,
-            accelerator_type=accelerator if pool.gpus else None,
-            max_restarts=-1,
-            max_task_retries=-1,
-        )
-        .map_batches(
-            _write,
-            batch_size=1,
-            batch_format="pyarrow",
-            fn_kwargs={"out": out},
-            num_cpus=IO_CPUS,
-            concurrency=at_once,
-            max_retries=IO_RETRIES,
-        )
+        .map_batches(_read, batch_size=1, fn_kwargs={"inputs": [table.bare() for table in inputs]}, **tasks)
+        .map_batches(_Call, batch_size=1, batch_format="pyarrow", **actors)
+        .map_batches(_write, batch_size=1, batch_format="pyarrow", fn_kwargs={"out": out}, **tasks)
         .iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
     )
-    opened = (Envelope.open(batch.slice(row, 1)) for batch in receipts for row in range(len(batch)))
-    done = list(track(_landing(opened, work, out, len(todo)), out.name, len(todo), "parts"))
-    if sorted(receipt.part for receipt in done) != sorted(todo):
-        raise DataError(
-            f"{out.path}: got {len(done)} receipts, wanted {len(todo)}. Run again: committed parts are kept"
-        )
-    _say_what_others_did(out, done)
-    return made | {receipt.part: receipt.footer for receipt in done}
+    for batch in batches:
+        for row in range(len(batch)):
+            yield Envelope.open(batch.slice(row, 1))
 
 
 def _num_blocks(num_parts: int, actors: int, light: bool) -> int:
@@ -146,21 +153,25 @@ def _landing(receipts: Iterator[Envelope], work: str, out: Folder, total: int) -
 
 def _polled(receipts: Iterator[Envelope]) -> Iterator[Envelope | None]:
     """Receipts, and None while none lands: Ray Data's own waiting cannot be interrupted without harm."""
-    landed = queue.SimpleQueue[Envelope | None]()
-    pumped = stopping.in_background(lambda: deque(map(landed.put, receipts), maxlen=0))
+    landed, left = queue.SimpleQueue[Envelope | None](), threading.Event()
+
+    def pump() -> None:
+        for receipt in receipts:
+            landed.put(receipt)
+            if left.is_set():
+                break
+
+    pumped = stopping.in_background(pump)
     pumped.add_done_callback(lambda _: landed.put(None))
-    while not (pumped.done() and landed.empty()):
-        try:
-            yield landed.get(timeout=POLL_S)
-        except queue.Empty:
-            yield None
-    pumped.result()
-
-
-def _say_what_others_did(out: Folder, done: Sequence[Envelope]) -> None:
-    there, in_vain = sum(receipt.footer is None for receipt in done), sum(receipt.in_vain for receipt in done)
-    if there or in_vain:
-        log.info("%s: %d parts were made by another driver meanwhile, %d by both", out.name, there + in_vain, in_vain)
+    try:
+        while not (pumped.done() and landed.empty()):
+            try:
+                yield landed.get(timeout=POLL_S)
+            except queue.Empty:
+                yield None
+        pumped.result()
+    finally:
+        left.set()
 
 
 def _read(batch: dict[str, Any], inputs: list[Table]) -> pa.Table:
