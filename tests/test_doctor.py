@@ -14,8 +14,8 @@ from raypipe.doctor import checks
 from raypipe.machine import Doubt
 from raypipe.s3 import S3, client
 from tests.lakes import raypipe, write_config, write_lake
+from tests.s3.fake import KEYS, Server, chain, says
 from tests.test_imports import HEAVY
-from tests.test_s3 import KEYS, Server, chain, says
 
 
 @pytest.fixture

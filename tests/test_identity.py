@@ -14,7 +14,7 @@ from raypipe.ops.hub import split_revision
 from raypipe.s3 import S3
 from raypipe.store import Folder
 from tests.lakes import PROJECT
-from tests.test_s3 import KEYS, Server, chain, moto_bucket
+from tests.s3.fake import KEYS, Server, chain, moto_bucket
 
 
 def test_a_model_is_its_files(tmp_path):

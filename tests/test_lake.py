@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from raypipe.errors import ConfigError, DataError, RaypipeError, Stopped, StorageError
 from raypipe.lake import Slice, chain_digests, list_lake
 from raypipe.store import storage_of
-from tests.test_s3 import moto_bucket
+from tests.s3.fake import moto_bucket
 
 SLICES = st.lists(
     st.builds(Slice, st.text(min_size=1, max_size=3), st.integers(0, 9), st.text(max_size=2)), min_size=1, max_size=8

@@ -1,4 +1,4 @@
-"""What every storage does, one test for all: files, and S3 as moto plays it. What S3 adds of its own is in test_s3.py."""
+"""What every storage does, one test for all: files, and S3 as moto plays it. What S3 adds of its own is in tests/s3."""
 
 import errno
 import gzip
@@ -17,7 +17,7 @@ from raypipe.errors import ConfigError, Stopped, StorageError
 from raypipe.local import Local
 from raypipe.s3 import S3
 from raypipe.store import Folder, location
-from tests.test_s3 import moto_bucket
+from tests.s3.fake import moto_bucket
 
 ODD_NAMES = [
     "with space",
@@ -85,7 +85,7 @@ def test_put_once(folder):
 
 
 def test_of_many_writers_one_wins(tmp_path):
-    """For S3 see test_s3.py: moto looks and puts in two steps."""
+    """For S3 see tests/s3: moto looks and puts in two steps."""
     folder, won = Folder(str(tmp_path)), []
     threads = [
         threading.Thread(target=lambda n=n: won.append(folder.put("x", bytes([n]) * 100_000))) for n in range(16)

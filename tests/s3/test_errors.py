@@ -162,7 +162,7 @@ def test_the_region_is_told_by_the_variable_that_boto3_reads(monkeypatch, tmp_pa
     """AWS_REGION is that of other SDKs: a user who sets what a message names gets the same message again."""
     import boto3
 
-    from tests.test_s3 import chain
+    from tests.s3.fake import chain
 
     (name,) = re.findall("AWS_[A-Z_]+", REMEDY["PermanentRedirect"])
     chain(monkeypatch, tmp_path, **{name: "eu-central-1"})
