@@ -1,4 +1,4 @@
-"""What holds wherever a process is killed: stages and the owner of a folder, in memory, without Ray and without a clock.
+"""What holds wherever a process is killed: stages in memory, without Ray and without a clock.
 
 Ray's verbs are replaced by serial ones that take the same steps; everything else is the real code. `Memory` kills a process
 before or after any operation; `Turns` runs several, one at a time from operation to operation, in an order that is drawn.
@@ -20,7 +20,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from raypipe import envelope, owner
+from raypipe import envelope
 from raypipe.config import Config
 from raypipe.errors import Stopped
 from raypipe.lake import Lake, Slice, chain_digests
@@ -30,7 +30,8 @@ from raypipe.part import FOOTER, commit_part
 from raypipe.stage import Inputs, Result, Stage, manifest_name, open_table, read_manifest, run_stage
 from raypipe.stages import clean, ingest
 from raypipe.store import Folder
-from tests.memory import Crash, Memory, Shelf, Turns
+from tests.memory import FAULTY, Crash, Memory, Shelf
+from tests.turns import CHOICES, Turns
 
 RULE = {"paths": ("lake",), "part_bytes": 1024, "max_rejected_fraction": 0.99}
 CONFIG = Config(name="laws", model="m", ingest=RULE, embed={"model": "m"}, storage={"root": "root"})
@@ -40,15 +41,7 @@ GOOD = [json.dumps({"instruction": f"do {n}", "response": "x" * n}).encode() for
 BAD = [b"{", b"[1]", b'{"instruction": "x"}', b"{" * 900, b"\xff" * 600]
 LINES = st.lists(st.sampled_from([*GOOD, *BAD, b" "]), max_size=9).map(tuple)
 SLICES = st.lists(LINES, min_size=1, max_size=3).map(lambda slices: ((GOOD[0], *slices[0]), *slices[1:]))
-FAULTY = {"fails_at": st.integers(0, 999), "failure": st.sampled_from([Crash, Stopped]), "lost_answers": st.booleans()}
 FAILURE = st.fixed_dictionaries({**FAULTY, "seed": st.integers(0, 9)})  # of the order of parts and slices
-PROCESS = st.fixed_dictionaries(
-    {"works_s": st.integers(0, 30), "begins_s": st.integers(0, 30), "again": st.booleans()},
-    optional={**FAULTY, "fails_at": st.integers(0, 40)},
-)
-# The same place again and again is one process alone, or two in turn, while the others stall.
-RUNS = st.lists(st.tuples(st.integers(0, 3), st.integers(1, 20)), max_size=9)
-CHOICES = RUNS.map(lambda runs: tuple(place for place, count in runs for _ in range(count)))
 TIMES = {"finished", "wall_s", "actor_s", "seconds", "made", "attempt", "bytes"}  # bytes, as seconds are in the footer
 HERE = threading.local()  # .memory: of the process that this thread plays
 
@@ -261,79 +254,6 @@ def test_two_drivers_at_once(slices, choices, length, failure):
     assert two is None and (failure or one is None)
     check(shelf, wanted, lake, alone=False)
     check_lines(shelf, lake, slices)
-
-
-class Contest:
-    """Processes that want to own one folder, and work there for some seconds."""
-
-    def __init__(self, choices=()):
-        self.shelf, self.choices = Shelf(lambda shelf: self.at_most_one()), choices
-        self.owned, self.working = [], set()  # (number, when) as they take it; numbers
-
-    def run(self, *processes):
-        """What each was ended by."""
-        turns = Turns(self.shelf, self.choices)
-        with pytest.MonkeyPatch.context() as patch:
-            for name, value in {"TAKE_OVER_S": 10.0, "LOOK_S": 3.0, "threading": turns, "time": turns}.items():
-                patch.setattr(owner, name, value)
-            return turns.run(*(partial(self.process, turns, **how) for how in processes))
-
-    def process(self, turns, *, begins_s=0, works_s=5, again=False, **how):
-        turns.sleep(begins_s)
-        try:
-            with owner.owned(Folder("train", Memory(self.shelf, pause=turns.sleep, **how))) as mine:
-                self.owned.append((mine.number, self.shelf.now))
-                self.working.add(mine.number)
-                self.at_most_one()
-                for _ in range(works_s):
-                    turns.sleep(0 if mine.is_succeeded() else 1)
-                self.working.remove(mine.number)
-        except (Crash, Stopped):
-            if not again:
-                raise
-            self.process(turns, works_s=works_s)
-
-    def at_most_one(self):
-        assert sum(f"train/owner-{number + 1:04d}.json" not in self.shelf.objects for number in self.working) <= 1
-
-
-@settings(deadline=None, max_examples=200)
-@given(st.lists(PROCESS, min_size=2, max_size=4), CHOICES)
-def test_no_two_own_a_folder_whoever_stalls_or_dies(processes, choices):
-    """Two trainings in one folder would each delete the other's checkpoints."""
-    contest = Contest(choices)
-    contest.run(*processes)
-    numbers = [number for number, _ in contest.owned]
-    assert len(numbers) == len(set(numbers))
-    for contents in contest.shelf.stored.values():
-        assert len({json.loads(content)["token"] for content in contents}) == 1
-    assert contest.run({}) == [None]  # whatever happened, the next one gets in
-
-
-@settings(deadline=None, max_examples=50)
-@given(st.integers(1, 60), st.floats(0, 80), st.booleans())
-def test_the_second_stops_at_once_or_follows_at_once(works_s, begins_s, lost_answers):
-    """It must not wait beside one that is alive, nor 120 s for one that has ended well."""
-    contest = Contest()
-    first, second = contest.run({"works_s": works_s, "lost_answers": lost_answers}, {"begins_s": begins_s})
-    assert first is None and contest.owned[0] == (1, 0)
-    if begins_s < works_s - 3:
-        assert isinstance(second, Stopped) and "alive" in str(second) and len(contest.owned) == 1
-    if begins_s > works_s:
-        assert second is None and contest.owned[1] == (2, begins_s)
-
-
-@settings(deadline=None, max_examples=50)
-@given(st.integers(3, 80), st.floats(0, 60))
-def test_a_silent_owner_is_taken_over(fails_at, begins_s):
-    """A machine that was taken away must not keep the folder for ever. From place 3 on the first one's claim is stored."""
-    contest = Contest()
-    first, second = contest.run({"works_s": 100, "fails_at": fails_at}, {"begins_s": begins_s})
-    silent = contest.shelf.written["train/owner-0001.json"]
-    assert isinstance(first, Crash)
-    if begins_s > silent:
-        due = max(begins_s, silent + 10)
-        assert second is None and contest.owned[-1][0] == 2 and due <= contest.owned[-1][1] <= due + 3
 
 
 def overwriting_put(self, uri, data):
