@@ -13,6 +13,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from urllib.parse import unquote
 
 from fsspec.utils import glob_translate
 
@@ -121,7 +122,7 @@ def _is_marker(uri: str, path: str) -> bool:
 def _wanted(uri: str, partitions: Partitions) -> bool:
     if not partitions:
         return True
-    values = dict(PARTITION.findall(uri))
+    values = {key: unquote(value) for key, value in PARTITION.findall(uri)}  # Hive and Spark quote what is no file name
     return all(values.get(key) in allowed for key, allowed in partitions.items())
 
 

@@ -162,15 +162,16 @@ class S3:
 
     def _ask(self, uri: str, action: str, request: Callable[[Any], T], *, attempts: int = 1, **otherwise: T) -> T:
         """The answer; for what is `missing` or `taken` what `otherwise` gives. `action` is the right that it takes."""
-        from raypipe.s3_errors import FAILURES, kind_of, refusal, shown
+        from raypipe.s3_errors import FAILURES, is_unknown_key, kind_of, refusal, shown
 
         asked = _patience.get()
         limit, began = PATIENCE_S if asked is None else asked, time.monotonic()
 
         def try_again(error: BaseException) -> bool:
-            if kind_of(error) == "expired":
+            kind = "expired" if is_unknown_key(error) and _has_token() else kind_of(error)
+            if kind == "expired":
                 client.cache_clear()  # the next one reads the credentials anew
-            return kind_of(error) == "passing" or (kind_of(error) == "expired" and time.monotonic() - began < RENEWAL_S)
+            return kind == "passing" or (kind == "expired" and time.monotonic() - began < RENEWAL_S)
 
         def say(state: tenacity.RetryCallState) -> None:
             if state.attempt_number in (8, 16, 32, 64) and state.outcome:
@@ -249,6 +250,13 @@ def _head(s3: Any, **place: str) -> Any:
         if error.response["Error"]["Code"] == "403":
             s3.get_object(**place)["Body"].close()
         raise
+
+
+def _has_token() -> bool:
+    import boto3
+
+    held = boto3.session.Session().get_credentials()
+    return bool(held and held.token)
 
 
 def _list(s3: Any, **query: str) -> Any:

@@ -101,6 +101,12 @@ def kind_of(error: BaseException) -> Kind:
     return "passing" if isinstance(error, PASSING) and not untrusted else "refused"
 
 
+def is_unknown_key(error: BaseException) -> bool:
+    """What Ceph also says of a session token that has expired."""
+    error = _answered(error)
+    return isinstance(error, boto.ClientError) and _code(error) == "InvalidAccessKeyId"
+
+
 def check_genuine(*, parsed: Any, model: Any, http_response: Any, **_: Any) -> None:
     """A proxy's page under status 200, or a listing cut before its first byte, is to botocore an answer that is empty."""
     wanted = ALWAYS_SAID.get(model.name)

@@ -15,7 +15,7 @@ Manifests = Mapping[str, Mapping[str, Any]]  # of the finished stages of a run
 def heading(planned: Plan) -> str:
     versions, slices = package_versions(), planned.lake.slices
     lake = (
-        f"lake {len(slices):,} objects, {sum(s.size for s in slices) / 1e9:.2g} GB"
+        f"lake {len(slices):,} objects, {size(sum(piece.size for piece in slices))}"
         if slices
         else f"lake {planned.lake.digest}"
     )

@@ -272,3 +272,11 @@ def test_a_slice_that_is_gone_since_it_was_listed(places, tmp_path):
     storage_of(piece.uri).delete(piece.uri)
     with pytest.raises(Stopped, match="nothing there now"):
         storage_of(piece.uri).stream(piece.uri, piece.size, piece.version).read()
+
+
+def test_a_quoted_partition(tmp_path):
+    """Spark writes `c++` so; a config says what its author means."""
+    (tmp_path / "lang=c%2B%2B").mkdir()
+    (tmp_path / "lang=c%2B%2B" / "x.jsonl").write_bytes(b"{}\n")
+    (piece,) = list_lake([str(tmp_path)], partitions={"lang": ["c++"]}).slices
+    assert piece.uri.endswith("/lang=c%2B%2B/x.jsonl")

@@ -61,6 +61,27 @@ def brief_tokens(rgw, folder: Path):
         thread.join()
 
 
+def test_a_token_that_does_not_tell_its_end(rgw, bucket, tmp_path, monkeypatch):
+    """As in a file of credentials that something renews. Ceph calls the old one an unknown access key, which is else final."""
+
+    def renew(seconds: int) -> None:
+        user = rgw.session_token(seconds)
+        keys = f"aws_access_key_id={user.access_key}\naws_secret_access_key={user.secret_key}\n"
+        (tmp_path / "keys").write_text(f"[default]\n{keys}aws_session_token={user.session_token}\n")
+
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "keys"))
+    renew(2)
+    folder = Folder.at(f"{bucket}/root", rgw.endpoint)
+    assert folder.put("name", b"data")
+    time.sleep(2.1)
+    later = threading.Timer(1, renew, [60])
+    later.start()
+    assert folder.has("name") and folder.read("name") == b"data"
+    later.join()
+
+
 def upload(folder: Path, to: Folder) -> str:
     for path in folder.rglob("*"):
         if path.is_file():
