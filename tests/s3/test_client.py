@@ -27,6 +27,15 @@ def test_no_credentials_at_all(monkeypatch, tmp_path):
         assert server.requests == []
 
 
+def test_an_unknown_key(monkeypatch, tmp_path):
+    """Without a session token nothing will renew it."""
+    chain(monkeypatch, tmp_path, AWS_ACCESS_KEY_ID=KEY, AWS_SECRET_ACCESS_KEY=SECRET)
+    with Server() as server:
+        server.faults += [says(403, "InvalidAccessKeyId")] * 2
+        fails(StorageError, lambda: server.storage().get(A), A, "AWS_ACCESS_KEY_ID")
+        assert len(server.requests) == 1
+
+
 @pytest.mark.parametrize(
     ("config", "said"),
     [

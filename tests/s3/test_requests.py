@@ -195,7 +195,6 @@ def test_a_long_trouble_is_said_in_the_log(server, caplog):
 REFUSALS = {
     "AccessDenied": (403, "grant them s3:"),
     "AllAccessDisabled": (403, "grant them s3:"),
-    "InvalidAccessKeyId": (403, "AWS_ACCESS_KEY_ID"),
     "SignatureDoesNotMatch": (403, "AWS_SECRET_ACCESS_KEY"),
     "InvalidToken": (400, "AWS_SESSION_TOKEN"),
     "NoSuchBucket": (404, "storage.endpoint"),
