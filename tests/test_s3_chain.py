@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pyarrow.parquet as pq
+import psutil
 import pytest
 
 import raypipe as package
@@ -239,8 +240,11 @@ def test_killed_training_goes_on_from_its_checkpoint(finished, rgw, bucket, tmp_
         return [found.uri for found in root.walk() if found.uri.endswith("/.metadata")]
 
     wait_until(lambda: len(whole()) >= 2, driver)
+    children = [child for child in psutil.Process(driver.pid).children(recursive=True) if "Agent" not in child.name()]
     os.kill(driver.pid, signal.SIGKILL)
     driver.wait()
+    _, alive = psutil.wait_procs(children, timeout=30)  # Ray's two agents, left out here, follow within two minutes
+    assert not alive, "processes outlived their driver"
     before = losses(remote_folder(root, "train").read("metrics.jsonl"))
     again = raypipe("run", *on_s3, "resources.train.workers=[1, 1]", **quickly)
     assert again.returncode == 0, again.stderr
