@@ -12,8 +12,8 @@ import time
 from contextlib import contextmanager
 from pathlib import Path
 
-import pyarrow.parquet as pq
 import psutil
+import pyarrow.parquet as pq
 import pytest
 
 import raypipe as package
