@@ -157,8 +157,8 @@ def test_driver(world, unbroken):
 
 
 def worker_of(point):
-    """A Ray worker process that computes for the point: an actor where the stage has actors."""
-    wanted = {"ingest": "ray::_apply", "cluster's fit": "ray::_Shard"}.get(point, "_Call")
+    """A Ray worker process that computes for the point: an actor where the stage has actors. Ray names it by what it does."""
+    wanted = {"ingest": "ray::_apply", "cluster's fit": "ray::_Shard"}.get(point, "(_Call)).submit")
     for process in psutil.process_iter(["cmdline"]):
         name = (process.info["cmdline"] or [""])[0]
         if "ray::" in name and wanted in name and (point not in ("embed", "score") or _computes(process)):
