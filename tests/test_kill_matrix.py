@@ -167,9 +167,9 @@ def worker_of(point):
 
 
 def _computes(process):
-    """For 40 ms: it has a model, a part of 100 ms is in work, and this is not the passing of messages."""
+    """For 20 ms: a part of 100 ms is in work, and this is not the passing of messages."""
     with suppress(psutil.NoSuchProcess):
-        return all(process.status() == psutil.STATUS_RUNNING and not time.sleep(0.004) for _ in range(10))
+        return all(process.status() == psutil.STATUS_RUNNING and not time.sleep(0.004) for _ in range(5))
 
 
 def test_actor(world, unbroken):
