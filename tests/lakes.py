@@ -82,8 +82,8 @@ def stage_folder(root: Path, stage: str, run: str = "test") -> Path:
     return root / json.loads((root / "runs" / f"{run}.json").read_text())["folders"][stage]
 
 
-def save_random_model(out: Path, kind: str, *, bos: bool, vocab_size: int = 1024) -> Path:
-    """A two-layer Llama or Qwen2 (grouped queries) of random weights, the same on every machine, and its BPE tokenizer."""
+def save_random_model(out: Path, kind: str, *, bos: bool, vocab_size: int = 1024, layers: int = 2) -> Path:
+    """A small Llama or Qwen2 (grouped queries) of random weights, the same on every machine, and its BPE tokenizer."""
     import torch
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
@@ -102,7 +102,7 @@ def save_random_model(out: Path, kind: str, *, bos: bool, vocab_size: int = 1024
         tokenizer_object=bpe, eos_token="<eos>", pad_token="<eos>", **({"bos_token": "<bos>"} if bos else {})
     )
     shape = {
-        "vocab_size": len(tokenizer), "hidden_size": 128, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4,
+        "vocab_size": len(tokenizer), "hidden_size": 128, "intermediate_size": 128, "num_hidden_layers": layers, "num_attention_heads": 4,
         "num_key_value_heads": 2, "max_position_embeddings": 4096, "eos_token_id": 0, "bos_token_id": 1 if bos else None,
         "initializer_range": 0.2, "tie_word_embeddings": kind == "qwen2",
     }  # fmt: skip
