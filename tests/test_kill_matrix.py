@@ -178,8 +178,11 @@ def test_actor(world, unbroken):
     driver = world.start("actor")
     with world.slow():
         for point in POINTS:
-            wait_until(lambda p=point: world.reached("actor", p), driver)
-            wait_until(lambda p=point: worker_of(p), driver, 20).kill()
+            if point == "score":  # commits are slowed down: when three are there, every part may have been scored
+                wait_until(lambda: " score-" in world.log("actor"), driver)
+            else:
+                wait_until(lambda p=point: world.reached("actor", p), driver)
+            wait_until(lambda p=point: worker_of(p), driver, 60).kill()
     assert driver.wait(timeout=400) == 0, world.log("actor")
     check_only_parts_in_work_were_made_again(world.footers("actor"), unbroken)
 
