@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import psutil
@@ -84,11 +84,11 @@ class World:
         finally:
             self.proxy.clear()
 
-    def reached(self, name, point):
+    def reached(self, name, point, after=AFTER):
         stage, wanted = point.split("'")[0], POINTS[point]
         return (
             sum(f"{stage}-" in key and f"/{wanted}" in f"/{key.split('/', 1)[1]}" for key in self.objects(name))
-            >= AFTER
+            >= after
         )
 
 
@@ -157,32 +157,22 @@ def test_driver(world, unbroken):
             assert counts[0] == len(parts) and 0 < counts[-1] <= len(parts) - AFTER
 
 
-def worker_of(point):
-    """A Ray worker process of the point: an actor where the stage has actors; in score one with a part in work."""
-    wanted = {"ingest": "ray::_apply", "cluster's fit": "ray::_Shard", "score": "(_Call)).submit"}.get(point, "_Call")
-    for process in psutil.process_iter(["cmdline"]):
-        name = (process.info["cmdline"] or [""])[0]
-        if "ray::" in name and wanted in name and (point != "score" or _computes(process)):
-            return process
-    return None
-
-
-def _computes(process):
-    """For 20 ms, which is more than the passing of messages takes."""
-    with suppress(psutil.NoSuchProcess):
-        return all(process.status() == psutil.STATUS_RUNNING and not time.sleep(0.004) for _ in range(5))
+def workers_of(point):
+    """Ray's worker processes that are at the point: actors where the stage has actors."""
+    wanted = {"ingest": "ray::_apply", "cluster's fit": "ray::_Shard"}.get(point, "ray::MapWorker(MapBatches(_Call))")
+    named = {process: (process.info["cmdline"] or [""])[0] for process in psutil.process_iter(["cmdline"])}
+    return [process for process, name in named.items() if name.startswith(wanted)]
 
 
 def test_actor(world, unbroken):
-    """An actor killed in every stage of one run, which carries on by itself."""
+    """An actor killed in every stage of one run, which carries on by itself; in score every actor, so that parts are in work."""
     driver = world.start("actor")
     with world.slow():
         for point in POINTS:
-            if point == "score":  # commits are slowed down: when three are there, every part may have been scored
-                wait_until(lambda: " score-" in world.log("actor"), driver)
-            else:
-                wait_until(lambda p=point: world.reached("actor", p), driver)
-            wait_until(lambda p=point: worker_of(p), driver, 60).kill()
+            after = 1 if point == "score" else AFTER  # commits are slow, and scoring goes on: at three it may be over
+            wait_until(lambda p=point, n=after: world.reached("actor", p, n), driver)
+            for process in wait_until(lambda p=point: workers_of(p), driver, 20)[: None if point == "score" else 1]:
+                process.kill()
     assert driver.wait(timeout=400) == 0, world.log("actor")
     check_only_parts_in_work_were_made_again(world.footers("actor"), unbroken)
 
