@@ -18,9 +18,10 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -108,31 +109,38 @@ def make_parts(folder: Folder, count: int, rows: int = PART_ROWS) -> Table:
     return Table(folder, tuple(names))
 
 
+class Cpu(threading.Thread):
+    """CPU seconds of this process and of all that it has started, those that ended included: it looks at them five times a second."""
+
+    def __init__(self) -> None:
+        super().__init__(daemon=True)
+        self.used: dict[tuple[int, float], float] = {}
+        self.start()
+
+    def run(self) -> None:
+        while True:
+            self.total()
+            time.sleep(0.2)
+
+    def total(self) -> float:
+        for process in [psutil.Process(), *psutil.Process().children(recursive=True)]:
+            with suppress(psutil.NoSuchProcess):
+                times = process.cpu_times()
+                self.used[process.pid, process.create_time()] = times.user + times.system
+        return sum(self.used.values())
+
+
 @contextmanager
-def measured(into: dict[str, list[float]]) -> Iterator[None]:
-    """Wall and CPU seconds of the block: of this process and of all of its session's, those that end meanwhile too."""
-    group = _cpu_of_session()
-    began = time.perf_counter()
+def measured(cpu: Cpu, into: dict[str, list[float]]) -> Iterator[None]:
+    used, began = cpu.total(), time.perf_counter()
     yield
     into["wall"].append(time.perf_counter() - began)
-    into["cpu"].append(_cpu_of_session() - group)
-
-
-def _cpu_of_session() -> float:
-    """A process that ended is counted by its parent, which waited for it."""
-    total = 0.0
-    for process in [psutil.Process(), *psutil.Process().children(recursive=True)]:
-        try:
-            times = process.cpu_times()
-        except psutil.NoSuchProcess:
-            continue
-        total += times.user + times.system + times.children_user + times.children_system
-    return total
+    into["cpu"].append(cpu.total() - used)
 
 
 def per_part(root: Folder) -> dict[str, Any]:
     """Of every way: medians and spread by size, the slope between sizes, and the start."""
-    tables = {size: make_parts(root / f"in-{size}", size) for size in SIZES}
+    cpu, tables = Cpu(), {size: make_parts(root / f"in-{size}", size) for size in SIZES}
     times: dict[str, dict[int, dict[str, list[float]]]] = {
         way: {size: {"wall": [], "cpu": []} for size in SIZES} for way in WAYS
     }
@@ -140,7 +148,7 @@ def per_part(root: Folder) -> dict[str, Any]:
         for size in SIZES if number >= 0 else SIZES[:1]:
             for way, run in WAYS.items():
                 into = times[way][size] if number >= 0 else {"wall": [], "cpu": []}
-                with measured(into):
+                with measured(cpu, into):
                     run(tables[size], root / f"out-{number}-{size}-{way.replace(' ', '-')}")
                 print(
                     f"{root.path[:5]} {way:17} {size:5} parts  {into['wall'][-1]:7.2f} s wall  {into['cpu'][-1]:7.2f} s CPU",
