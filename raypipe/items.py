@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import ray
-from ray.exceptions import RayActorError, RayTaskError, WorkerCrashedError
+from ray.exceptions import OutOfMemoryError, RayActorError, RayTaskError, WorkerCrashedError
 from tqdm import tqdm
 
 from raypipe import stopping
@@ -82,7 +82,7 @@ def result_of(reference: Any, name: str) -> Any:
         if isinstance(error.cause, RaypipeError):
             raise error.cause from error
         raise
-    except (WorkerCrashedError, RayActorError) as error:
+    except (WorkerCrashedError, OutOfMemoryError, RayActorError) as error:
         raise DataError(
             f"{name}: its process died each of the {ATTEMPTS} times it was begun (out of memory, a crash in a library, or "
             "machines taken away). Make the machines larger, or leave it out of the lake"

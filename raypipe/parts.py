@@ -25,7 +25,7 @@ from typing import Any
 import pyarrow as pa
 import ray
 import ray.data
-from ray.exceptions import WorkerCrashedError
+from ray.exceptions import OutOfMemoryError, WorkerCrashedError
 from ray.util.annotations import RayDeprecationWarning
 
 from raypipe import envelope, stopping
@@ -139,7 +139,7 @@ def _landing(receipts: Iterator[Envelope], work: str, out: Folder, total: int) -
                 begun, deadline = ray.get(gate().shut.remote(work)), time.monotonic() + stopping.GRACE_S
             if begun is not None and (begun <= seen or time.monotonic() > deadline):
                 break
-    except WorkerCrashedError as crash:
+    except (WorkerCrashedError, OutOfMemoryError) as crash:
         raise DataError(
             f"{out.path}: reading or writing a part killed its process {IO_RETRIES} times (out of memory, or a crash in a "
             f"library); {total - len(seen)} parts are missing. Give the machines more memory"
