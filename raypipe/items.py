@@ -84,7 +84,7 @@ def result_of(reference: Any, name: str) -> Any:
         raise
     except (WorkerCrashedError, OutOfMemoryError, RayActorError) as error:
         raise DataError(
-            f"{name}: its process died each of the {ATTEMPTS} times it was begun (out of memory, a crash in a library, or "
+            f"{name}: its process died each time it was begun (out of memory, a crash in a library, or "
             "machines taken away). Make the machines larger, or leave it out of the lake"
         ) from error
 

@@ -2,6 +2,8 @@
 
 import os
 import signal
+import subprocess
+import sys
 import time
 import uuid
 from concurrent.futures import ThreadPoolExecutor
@@ -133,6 +135,28 @@ def test_an_error_of_ours_keeps_its_class_and_text_and_leaves_no_part(source, tm
     assert source.parts[4] not in out.list()
     map_parts(Double, [source], out, pool=Pool())
     assert set(source.parts) <= set(out.list())
+
+
+def test_several_datasets_are_one_map(source, tmp_path, monkeypatch):
+    """A lake of a million parts in one would fill the driver's memory."""
+    monkeypatch.setattr("raypipe.parts.BLOCKS_AN_ACTOR", 3)
+    out = Folder(str(tmp_path / "out"))
+    made = map_parts(Double, [source], out, pool=Pool(actors=(2, 2)))
+    assert {part: footer["rows"] for part, footer in made.items()} == dict(zip(source.parts, SIZES, strict=True))
+    with pytest.raises(DataError, match="row 9 is bad"):
+        map_parts(partial(Double, 9), [source], Folder(str(tmp_path / "other")), pool=Pool(actors=(2, 2)))
+
+
+@pytest.mark.slow
+def test_a_task_that_ray_ends_as_memory_is_short_is_not_begun_for_ever():
+    """Ray ends the youngest task of a full machine, and by default begins it again without end."""
+    code = (
+        "from raypipe.session import ray_session\nfrom raypipe.items import map_items\nimport time\n"
+        "with ray_session():\n    map_items(lambda item: time.sleep(60), ['part-7'], label='items')"
+    )
+    always = {"RAY_memory_usage_threshold": "0.01", "RAY_task_oom_retries": "2"}
+    done = subprocess.run([sys.executable, "-c", code], env={**os.environ, **always}, capture_output=True, text=True)
+    assert "DataError: part-7: its process died each time it was begun (out of memory" in done.stderr
 
 
 @pytest.mark.slow
