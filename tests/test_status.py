@@ -120,7 +120,7 @@ def test_while_objects_come_and_go(root):
         while not ended.is_set():
             for number in range(20):
                 Local().put(f"{folder}/part-{number}", b"x")
-            put(folder / "owner-0001.json", {"host": "h", "pid": 1})
+            Local().put(f"{folder}/owner-0001.json", b'{"host": "h", "pid": 1}')
             shutil.rmtree(folder)
 
     thread = threading.Thread(target=churn)
