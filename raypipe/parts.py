@@ -59,8 +59,8 @@ def map_parts(
     `light` says that a part takes milliseconds: several then travel together.
     """
     made: dict[str, Footer | None] = dict.fromkeys(inputs[0].parts)
-    there = set(out.list()) if made else set()
-    if not (todo := [part for part in made if part not in there]):
+    before = set(out.list()) if made else set()
+    if not (todo := [part for part in made if part not in before]):
         return made
     low, high = fit_actors(pool, len(todo))
     log.info("%s: %d of %d parts to make, %d actors", out.name, len(todo), len(made), high)
@@ -82,17 +82,17 @@ def map_parts(
         for first in range(0, len(todo), window)
         for receipt in _stream(todo[first : first + window], inputs, out, actors, high, light)
     )
-    missing, by_others, by_both = set(todo), 0, 0
+    missing, there, twice = set(todo), 0, 0  # by another driver, or by an actor that died since
     for receipt in track(_landing(receipts, work, out, len(todo)), out.name, len(todo), "parts"):
         missing.discard(receipt.part)
         made[receipt.part] = receipt.footer
-        by_others, by_both = by_others + (receipt.footer is None or receipt.in_vain), by_both + receipt.in_vain
+        there, twice = there + (receipt.footer is None or receipt.in_vain), twice + receipt.in_vain
     if missing:
         raise DataError(
             f"{out.path}: {len(missing)} of {len(todo)} parts are missing. Run again: committed parts are kept"
         )
-    if by_others:
-        log.info("%s: %d parts were made by another driver meanwhile, %d by both", out.name, by_others, by_both)
+    if there:
+        log.info("%s: %d parts were there meanwhile, %d of them made twice", out.name, there, twice)
     return made
 
 
