@@ -41,7 +41,7 @@ from raypipe.store import Folder
 
 log = logging.getLogger("raypipe")
 IO_RETRIES = 10  # of a read or write task
-LEAVE_S = 3.0
+LEAVE_S = 3.0  # for Ray Data to end its actors where a map is left, as that must not meet the end of Ray
 LIGHT_PARTS = 10  # sent to an actor at once where each takes milliseconds: 5 ms a part instead of 31
 BLOCKS_AN_ACTOR = 500  # of one dataset, then a new one: Ray Data keeps 10 kB of statistics a block in the driver
 
@@ -174,7 +174,7 @@ def _polled(receipts: Iterator[Envelope]) -> Iterator[Envelope | None]:
         pumped.result()
     finally:
         left.set()
-        wait([pumped], timeout=LEAVE_S)  # Ray Data ends its actors when it is left, which must not meet the end of Ray
+        wait([pumped], timeout=LEAVE_S)
 
 
 def _read(batch: dict[str, Any], inputs: list[Table]) -> pa.Table:

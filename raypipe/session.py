@@ -17,9 +17,7 @@ log = logging.getLogger("raypipe")
 def ray_session() -> Iterator[None]:
     """The cluster that this process is connected to or RAY_ADDRESS names, else Ray on this machine while the work takes."""
     os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")  # else a thread that is left behind starts Ray anew
-    os.environ.setdefault(
-        "RAY_task_oom_retries", "10"
-    )  # of a task that Ray ends because its machine is full; else for ever
+    os.environ.setdefault("RAY_task_oom_retries", "10")  # of a task that is ended as memory is short; else for ever
     import ray
 
     if ray.is_initialized():

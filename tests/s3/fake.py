@@ -2,6 +2,7 @@
 
 import hashlib
 import http.server
+import os
 import socket
 import struct
 import threading
@@ -20,15 +21,11 @@ from raypipe.s3 import S3
 KEY, SECRET, TOKEN = "AKIATESTKEY", "test-secret/never+shown", "test-token-never-shown"
 BUCKET = "lake"
 A = f"s3://{BUCKET}/a"
-
-
 KEYS = {"AWS_ACCESS_KEY_ID": KEY, "AWS_SECRET_ACCESS_KEY": SECRET, "AWS_SESSION_TOKEN": TOKEN}
 
 
 def chain(monkeypatch, folder, **variables):
     """An AWS chain that knows only what is given here, and no client made from another."""
-    import os
-
     for name in [name for name in os.environ if name.startswith("AWS_")]:
         monkeypatch.delenv(name)
     defaults = {
