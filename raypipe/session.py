@@ -26,6 +26,7 @@ def ray_session() -> Iterator[None]:
     address = os.environ.get("RAY_ADDRESS")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # its daemons write to this terminal
+    os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", "10000")  # the next stage's tasks take them over
     local: dict[str, Any] = {} if address else {"include_dashboard": False}
     listened = stopping.is_listening()
     ray.init(address=address or "local", log_to_driver=False, logging_level="ERROR", **local)

@@ -27,6 +27,7 @@ def free_ports(count):
 def cluster(monkeypatch):
     """A head of its own, ended with its own processes only; the address of its job server, and a client of it."""
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")  # `ray start` asks for a token otherwise, and this head is local
+    monkeypatch.setenv("RAY_idle_worker_killing_time_threshold_ms", "10000")  # as Ray on one machine has it here
     ray, (port, dashboard, agent) = os.path.join(os.path.dirname(sys.executable), "ray"), free_ports(3)
     short = f"/tmp/rj{os.getpid()}"  # a socket path has at most 107 bytes
     words = [

@@ -21,8 +21,10 @@ from raypipe.items import map_items
 from raypipe.ops.text import sample_id
 from raypipe.part import Table, commit_part, digest_of, read_footer
 from raypipe.parts import map_parts
+from raypipe.session import ray_session
 from raypipe.sizing import fit_actors, room
 from raypipe.store import Folder
+from tests.lakes import PROJECT
 
 pytestmark = pytest.mark.usefixtures("ray_here")
 SIZES = [5, 0, 3, 1, 4, 0, 2, 6, 1, 1, 3, 2]  # two parts have no rows, as one whose rows were all rejected has
@@ -78,6 +80,15 @@ def deadly_item(item):
     if item == 2:
         os.kill(os.getpid(), signal.SIGKILL)
     return item
+
+
+def print_an_error(source, out):
+    table = Table(Folder(source), tuple(Folder(source).list()))
+    with ray_session():
+        try:
+            map_parts(partial(Double, 30), [table], Folder(out), pool=Pool())
+        except DataError as error:
+            print(error)
 
 
 def both_sums(tables):
@@ -145,6 +156,18 @@ def test_several_datasets_are_one_map(source, tmp_path, monkeypatch):
     assert {part: footer["rows"] for part, footer in made.items()} == dict(zip(source.parts, SIZES, strict=True))
     with pytest.raises(DataError, match="row 9 is bad"):
         map_parts(partial(Double, 9), [source], Folder(str(tmp_path / "other")), pool=Pool(actors=(2, 2)))
+
+
+@pytest.mark.slow
+def test_an_error_is_all_that_is_said(tmp_path):
+    """Ray Data's threads, left in the middle of a map, must not meet the end of Ray with a traceback on the user's screen."""
+    for number in range(60):
+        table = pa.table({"sample_id": [f"{number:032x}"], "x": [number]})
+        commit_part(Folder(str(tmp_path / "in")), f"part-{number:07d}.parquet", table, counts={"ok": 1})
+    code = "import sys; from tests.test_parts import print_an_error; print_an_error(*sys.argv[1:])"
+    command = [sys.executable, "-c", code, str(tmp_path / "in"), str(tmp_path / "out")]
+    done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True)
+    assert done.stdout == "row 30 is bad\n" and "Traceback" not in done.stderr, done.stderr
 
 
 @pytest.mark.slow
