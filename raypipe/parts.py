@@ -19,8 +19,9 @@ import threading
 import time
 import uuid
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import wait
+from contextlib import closing
 from typing import Any
 
 import pyarrow as pa
@@ -125,22 +126,23 @@ def _num_blocks(num_parts: int, actors: int, light: bool) -> int:
     return max(-(-num_parts // LIGHT_PARTS), min(num_parts, 4 * actors)) if light else num_parts
 
 
-def _landing(receipts: Iterator[Envelope], work: str, out: Folder, total: int) -> Iterator[Envelope]:
+def _landing(receipts: Generator[Envelope, None, None], work: str, out: Folder, total: int) -> Iterator[Envelope]:
     """Receipts as they come. At an error, or when a stop is asked for, nothing more is begun, and what was gets a grace."""
     seen: set[str] = set()
     begun: set[str] | None = None  # parts to wait for, once the gate is shut
     error, deadline = None, float("inf")
     try:
-        for receipt in _polled(receipts):
-            if receipt is not None and not receipt.stopped:
-                seen.add(receipt.part)
-                error = error or (receipt if receipt.error else None)
-                if not receipt.error:
-                    yield receipt
-            if begun is None and (error or stopping.asked()):
-                begun, deadline = ray.get(gate().shut.remote(work)), time.monotonic() + stopping.GRACE_S
-            if begun is not None and (begun <= seen or time.monotonic() > deadline):
-                break
+        with closing(_polled(receipts)) as polled:
+            for receipt in polled:
+                if receipt is not None and not receipt.stopped:
+                    seen.add(receipt.part)
+                    error = error or (receipt if receipt.error else None)
+                    if not receipt.error:
+                        yield receipt
+                if begun is None and (error or stopping.asked()):
+                    begun, deadline = ray.get(gate().shut.remote(work)), time.monotonic() + stopping.GRACE_S
+                if begun is not None and (begun <= seen or time.monotonic() > deadline):
+                    break
     except (WorkerCrashedError, OutOfMemoryError) as crash:
         raise DataError(
             f"{out.path}: reading or writing a part killed its process {IO_RETRIES} times (out of memory, or a crash in a "
@@ -153,15 +155,16 @@ def _landing(receipts: Iterator[Envelope], work: str, out: Folder, total: int) -
     stopping.check(out.path)
 
 
-def _polled(receipts: Iterator[Envelope]) -> Iterator[Envelope | None]:
+def _polled(receipts: Generator[Envelope, None, None]) -> Generator[Envelope | None, None, None]:
     """Receipts, and None while none lands: Ray Data's own waiting cannot be interrupted without harm."""
     landed, left = queue.SimpleQueue[Envelope | None](), threading.Event()
 
     def pump() -> None:
-        for receipt in receipts:
-            landed.put(receipt)
-            if left.is_set():
-                break
+        with closing(receipts):
+            for receipt in receipts:
+                landed.put(receipt)
+                if left.is_set():
+                    break
 
     pumped = stopping.in_background(pump)
     pumped.add_done_callback(lambda _: landed.put(None))

@@ -162,16 +162,16 @@ class S3:
 
     def _ask(self, uri: str, action: str, request: Callable[[Any], T], *, attempts: int = 1, **otherwise: T) -> T:
         """The answer; for what is `missing` or `taken` what `otherwise` gives. `action` is the right that it takes."""
-        from raypipe.s3_errors import FAILURES, is_unknown_key, kind_of, refusal, shown
+        from raypipe.s3_errors import FAILURES, kind_of, refusal, shown
 
         asked = _patience.get()
         limit, began = PATIENCE_S if asked is None else asked, time.monotonic()
 
         def try_again(error: BaseException) -> bool:
-            kind = "expired" if is_unknown_key(error) and _has_token() else kind_of(error)
-            if kind == "expired":
+            kind = kind_of(error)
+            if is_expired := kind == "expired" or (kind == "unknown key" and _has_token()):
                 client.cache_clear()  # the next one reads the credentials anew
-            return kind == "passing" or (kind == "expired" and time.monotonic() - began < RENEWAL_S)
+            return kind == "passing" or (is_expired and time.monotonic() - began < RENEWAL_S)
 
         def say(state: tenacity.RetryCallState) -> None:
             if state.attempt_number in (8, 16, 32, 64) and state.outcome:

@@ -16,7 +16,7 @@ from botocore.parsers import ResponseParserError
 
 from raypipe.errors import RaypipeError, Stopped, StorageError
 
-Kind = Literal["passing", "expired", "missing", "taken", "refused"]
+Kind = Literal["passing", "expired", "unknown key", "missing", "taken", "refused"]
 PASSING_CODES = frozenset(
     [
         "SlowDown",
@@ -101,12 +101,6 @@ def kind_of(error: BaseException) -> Kind:
     return "passing" if isinstance(error, PASSING) and not untrusted else "refused"
 
 
-def is_unknown_key(error: BaseException) -> bool:
-    """What Ceph also says of a session token that has expired."""
-    error = _answered(error)
-    return isinstance(error, boto.ClientError) and _code(error) == "InvalidAccessKeyId"
-
-
 def check_genuine(*, parsed: Any, model: Any, http_response: Any, **_: Any) -> None:
     """A proxy's page under status 200, or a listing cut before its first byte, is to botocore an answer that is empty."""
     wanted = ALWAYS_SAID.get(model.name)
@@ -154,6 +148,8 @@ def _kind_of_answer(error: boto.ClientError) -> Kind:
     code, status = _code(error), _status(error)
     if code in EXPIRED_CODES:
         return "expired"
+    if code == "InvalidAccessKeyId":  # Ceph says so of a session token that has expired, too
+        return "unknown key"
     if code in PASSING_CODES or status in (408, 429) or (status >= 500 and status != 501):
         return "passing"
     if code in ("NoSuchKey", "404", "NotFound") or status == 416:  # 416: shorter now than what is asked for
