@@ -5,12 +5,15 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
+
+import psutil
 
 from raypipe import stopping
 
 log = logging.getLogger("raypipe")
+EXIT_S = 2.0  # for Ray's workers: one in twenty that is interrupted locks itself up as it exits (2.60), for ever
 
 
 @contextmanager
@@ -37,4 +40,14 @@ def ray_session() -> Iterator[None]:
     try:
         yield
     finally:
+        workers = list(_workers())
         ray.shutdown()
+        for blocked in psutil.wait_procs(workers, timeout=EXIT_S)[1]:
+            blocked.kill()
+
+
+def _workers() -> Iterator[psutil.Process]:
+    for process in psutil.Process().children(recursive=True):
+        with suppress(psutil.NoSuchProcess):
+            if process.name().startswith("ray::"):
+                yield process

@@ -79,6 +79,7 @@ KINDS = {
         answered("400", 400, "HeadObject"),
         hidden(answered("ExpiredToken", 400, "PutObject")),
     ],
+    "unknown key": [answered("InvalidAccessKeyId", 403)],
     "missing": [
         answered("NoSuchKey", 404),
         answered("404", 404, "HeadObject"),
@@ -90,7 +91,6 @@ KINDS = {
         answered("AccessDenied", 403),
         answered("403", 403, "HeadObject"),
         answered("", 403),
-        answered("InvalidAccessKeyId", 403),
         answered("SignatureDoesNotMatch", 403),
         answered("InvalidToken", 400),
         answered("NoSuchBucket", 404),
@@ -124,7 +124,7 @@ def test_kinds(kind, error):
     assert kind_of(error) == kind
 
 
-@pytest.mark.parametrize("error", [error for kind in ("expired", "refused") for error in KINDS[kind]], ids=str)
+@pytest.mark.parametrize("error", [error for kind in ("expired", "unknown key", "refused") for error in KINDS[kind]], ids=str)
 def test_every_refusal_is_a_sentence_that_says_what_where_and_what_to_do(error):
     """Exit code 4, and neither a traceback nor a bare code."""
     raised = refusal("s3://lake/a", "GetObject", error, "http://store:9000", 20.0)
