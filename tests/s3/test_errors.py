@@ -124,7 +124,9 @@ def test_kinds(kind, error):
     assert kind_of(error) == kind
 
 
-@pytest.mark.parametrize("error", [error for kind in ("expired", "unknown key", "refused") for error in KINDS[kind]], ids=str)
+@pytest.mark.parametrize(
+    "error", [error for kind in ("expired", "unknown key", "refused") for error in KINDS[kind]], ids=str
+)
 def test_every_refusal_is_a_sentence_that_says_what_where_and_what_to_do(error):
     """Exit code 4, and neither a traceback nor a bare code."""
     raised = refusal("s3://lake/a", "GetObject", error, "http://store:9000", 20.0)
