@@ -5,12 +5,12 @@ import socket
 import subprocess
 import sys
 import time
+from contextlib import suppress
 
+import psutil
 import pytest
 
 from tests.lakes import PROJECT, digests, stage_folder, write_config, write_lake
-
-pytestmark = pytest.mark.slow
 
 
 def free_ports(count):
@@ -40,8 +40,10 @@ def cluster(monkeypatch):
         client = wait_for(address, head)
         yield address, client
     finally:
-        head.terminate()
-        head.wait(60)
+        for process in [head, *psutil.Process(head.pid).children(recursive=True)]:  # told to end, it takes 30 s
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+        head.wait()
 
 
 def wait_for(address, head):
