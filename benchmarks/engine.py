@@ -5,7 +5,7 @@
 Both sides do the same work to the same parts (1 MB, two actors): read and check, identity, encode, put. They run in
 interleaved rounds over 200 and over 2,000 parts. Two figures: what a map takes to start (per map, whatever its parts), and the
 slope between the two sizes, per part: seconds of wall, as one loop waits for the other's latency, and CPU seconds of every
-process of the session beside it. Goals are those of the README.
+process of the session beside it. Exits with 1 if a goal below is missed.
 """
 
 from __future__ import annotations
