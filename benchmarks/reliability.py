@@ -85,7 +85,12 @@ def main(names: Sequence[str]) -> int:
         model = save_random_model(Path(there, "qwen2"), "qwen2", bos=False)
         link_embedder(embedder := Path(there, "all-MiniLM-L6-v2"))
         world = make_world(Path(there), rgw, proxy, model, embedder)
-        facts = {"rows": world.accounts["ingest"][0], "requests": world.requests, "unbroken_s": round(world.seconds, 1)}
+        facts = {
+            "rows": world.accounts["ingest"][0],
+            "requests": world.requests,
+            "unbroken_s": round(world.seconds, 1),
+            "commit": commit(),  # before the files written here make it dirty
+        }
         for scenario in [BY_NAME[name] for name in names] or sorted(
             SCENARIOS, key=lambda s: -s.promise
         ):  # short ones first
@@ -96,14 +101,15 @@ def main(names: Sequence[str]) -> int:
     return int(any(found["wrong"] for found in measured.values()))
 
 
+def commit() -> str:
+    command = ["git", "describe", "--always", "--dirty"]
+    return subprocess.run(command, cwd=PROJECT, capture_output=True, text=True).stdout.strip()
+
+
 def circumstances() -> dict[str, Any]:
-    commit = subprocess.run(
-        ["git", "describe", "--always", "--dirty"], cwd=PROJECT, capture_output=True, text=True
-    ).stdout.strip()
     memory = psutil.virtual_memory().total >> 30
     return {
         "date": time.strftime("%Y-%m-%d"),
-        "commit": commit,
         "hardware": f"{os.cpu_count()} x {platform.processor() or platform.machine()}, {memory} GB",
         "load": round(psutil.getloadavg()[2], 1),
     }
