@@ -41,9 +41,13 @@ def ray_session() -> Iterator[None]:
         yield
     finally:
         workers = list(_workers())
-        ray.shutdown()
-        for blocked in psutil.wait_procs(workers, timeout=EXIT_S)[1]:
-            blocked.kill()
+        try:
+            ray.shutdown()
+            psutil.wait_procs(workers, timeout=EXIT_S)
+        finally:  # also where a second Ctrl-C ends the waiting
+            for blocked in workers:
+                with suppress(psutil.NoSuchProcess):
+                    blocked.kill()
 
 
 def _workers() -> Iterator[psutil.Process]:

@@ -10,7 +10,9 @@ import time
 
 import psutil
 import pytest
+import ray
 
+from raypipe.session import ray_session
 from tests.lakes import PROJECT, raypipe, stage_folder, wait_until, write_config, write_lake
 
 pytestmark = pytest.mark.slow
@@ -84,6 +86,21 @@ def test_second_ctrl_c_ends_at_once(config, tmp_path):
 
     said = stopped(driver, press, 15)
     assert "A rerun goes on" in said and "Traceback" not in said, said
+
+
+def test_impatience_leaves_no_worker_behind(monkeypatch, tmp_path):
+    """The second Ctrl-C may come while Ray ends; a worker of Ray that locks itself up as it exits must end all the same."""
+    blocked = shutil.copy(shutil.which("sleep"), tmp_path / "ray::blocked")
+
+    def shutdown():
+        raise KeyboardInterrupt
+
+    fake = {"is_initialized": bool, "init": lambda **_: None, "cluster_resources": dict, "shutdown": shutdown}
+    for name, does in fake.items():
+        monkeypatch.setattr(ray, name, does)
+    with pytest.raises(KeyboardInterrupt), ray_session():
+        worker = subprocess.Popen([blocked, "60"])
+    assert worker.wait(timeout=5) == -signal.SIGKILL
 
 
 def test_training_is_checkpointed_when_it_is_stopped(finished, tmp_path):
