@@ -16,8 +16,8 @@ test: .venv/installed .venv/browser .venv/ceph/.made  ## all tests, the quick on
 	$(BIN)/python -m pytest
 
 check: .venv/installed  ## formatting, lint, types
-	$(BIN)/ruff format --check raypipe jobs tests
-	$(BIN)/ruff check raypipe jobs tests
+	$(BIN)/ruff format --check raypipe jobs tests benchmarks
+	$(BIN)/ruff check raypipe jobs tests benchmarks
 	$(BIN)/mypy
 
 reliability: .venv/installed .venv/ceph/.made  ## every fault of tests/faults.py; writes docs/reliability.md

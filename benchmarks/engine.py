@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -35,6 +34,7 @@ import psutil
 import pyarrow as pa
 import ray
 
+from benchmarks.record import circumstances, record
 from raypipe.config import Pool
 from raypipe.part import Table, commit_part
 from raypipe.parts import map_parts
@@ -47,7 +47,6 @@ GOAL_WORKING = 0.01  # of the time, at 1 s of work a part
 GOAL_MEMORY = 1.2  # driver at 10,000 parts over driver at 1,000
 SIZES, ROUNDS, ACTORS = (200, 2000), 3, 2
 PART_ROWS, ROW_BYTES = 500, 2000
-RESULT = Path(__file__).parent / "results" / "engine.json"
 
 
 class Identity:
@@ -246,17 +245,7 @@ def report(found: dict[str, Any]) -> int:
     lines.append(
         f"driver memory at 10,000 parts {found['memory'][10_000]:.0f} MB, at 1,000 {found['memory'][1000]:.0f} MB: {ratio:.2f} (goal {GOAL_MEMORY})"
     )
-    commit = subprocess.run(
-        ["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False, cwd=Path(__file__).parent
-    ).stdout.strip()
-    about = {
-        "date": time.strftime("%Y-%m-%d"),
-        "commit": commit,
-        "hardware": f"{os.cpu_count()} x {platform.processor() or platform.machine()}, {psutil.virtual_memory().total >> 30} GB",
-        "ray": ray.__version__,
-    }
-    RESULT.parent.mkdir(exist_ok=True)
-    RESULT.write_text(json.dumps({**about, "missed": missed, **found}, indent=1) + "\n")
+    record("engine", {**circumstances(), "ray": ray.__version__, "missed": missed, **found})
     print("\n".join([f"missed: {', '.join(missed)}" if missed else "every goal reached", *lines]))
     return 1 if missed else 0
 

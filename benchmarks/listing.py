@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -30,12 +29,12 @@ import boto3
 import psutil
 from botocore.config import Config
 
+from benchmarks.record import circumstances, record
 from raypipe.lake import list_lake
 
 GOAL = 3.0  # times the CPU seconds of plain paging
 OBJECTS, ROUNDS, THREADS = 100_000, 7, 16
 LANGUAGES, DAYS = ("c", "go", "java", "python", "rust"), 100
-RESULT = Path(__file__).parent / "results" / "listing.json"
 
 
 def plain(bucket: str) -> list[tuple[str, int, str]]:
@@ -137,22 +136,13 @@ def report(seconds: dict[str, dict[str, list[float]]], memory: dict[str, float],
             f"({wall['spread'][0]:.2f} to {wall['spread'][1]:.2f}), {memory[way]:+6.1f} MB; CPU {ratio['median']:.2f} times plain"
         )
     worst = max(figure["cpu_ratio"]["median"] for figure in figures.values())
-    about = {"objects": count, "rounds": ROUNDS, "goal": GOAL, "ratio": worst, "missed": worst > GOAL, **surroundings()}
+    about = {"objects": count, "rounds": ROUNDS, "goal": GOAL, "ratio": worst, "missed": worst > GOAL}
     if count == OBJECTS:
-        RESULT.parent.mkdir(exist_ok=True)
-        RESULT.write_text(json.dumps({**about, "figures": figures, "seconds": seconds}, indent=1) + "\n")
+        versions = {"boto3": boto3.__version__}
+        record("listing", {**circumstances(), **versions, **about, "figures": figures, "seconds": seconds})
     said = "missed" if worst > GOAL else "reached"
     print(f"{count:,} objects are listed within {worst:.2f} times of plain boto3 paging (goal {GOAL:g}: {said})")
     return 1 if worst > GOAL else 0
-
-
-def surroundings() -> dict[str, str]:
-    words, here = ["git", "rev-parse", "HEAD"], Path(__file__).parent
-    commit = subprocess.run(words, capture_output=True, text=True, check=False, cwd=here).stdout.strip()
-    hardware = (
-        f"{os.cpu_count()} x {platform.processor() or platform.machine()}, {psutil.virtual_memory().total >> 30} GB"
-    )
-    return {"date": time.strftime("%Y-%m-%d"), "commit": commit, "hardware": hardware, "boto3": boto3.__version__}
 
 
 if __name__ == "__main__":

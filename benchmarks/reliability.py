@@ -11,11 +11,8 @@ from __future__ import annotations
 
 import json
 import os
-import platform
-import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -25,16 +22,14 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import psutil
-
+from benchmarks.record import PROJECT, circumstances, record, result
 from raypipe.demo import link_embedder
 from tests.faultproxy import proxying
 from tests.faults import BY_NAME, SCENARIOS, make_world, meet
 from tests.lakes import save_random_model
 from tests.rgw import running
 
-PROJECT = Path(__file__).resolve().parents[1]
-RESULT, DOCUMENT = PROJECT / "benchmarks/results/reliability.json", PROJECT / "docs/reliability.md"
+DOCUMENT = PROJECT / "docs/reliability.md"
 TEXT = """# Reliability
 
 What is promised, and held below under faults made on purpose: **a run ends with exactly the rows, counts and values that it
@@ -76,7 +71,8 @@ FACTS = ("rows", "requests", "date", "commit", "hardware", "load")
 
 
 def main(names: Sequence[str]) -> int:
-    measured = json.loads(RESULT.read_text()) if names and RESULT.exists() else {}
+    before = result("reliability")
+    measured = json.loads(before.read_text()) if names and before.exists() else {}
     with (
         tempfile.TemporaryDirectory() as there,
         running(Path(there, "rgw")) as rgw,
@@ -89,36 +85,21 @@ def main(names: Sequence[str]) -> int:
             "rows": world.accounts["ingest"][0],
             "requests": world.requests,
             "unbroken_s": round(world.seconds, 1),
-            "commit": commit(),  # before the files written here make it dirty
+            "commit": circumstances()["commit"],  # before the files written here make it dirty
         }
         for scenario in [BY_NAME[name] for name in names] or sorted(
             SCENARIOS, key=lambda s: -s.promise
         ):  # short ones first
             outcome = meet(world, scenario)
-            measured[outcome.name] = {**asdict(outcome), **facts, **circumstances()}
+            measured[outcome.name] = {**asdict(outcome), **circumstances(), **facts}
             print(row(measured[outcome.name]), *outcome.wrong, sep="\n", flush=True)
             write(measured)
     return int(any(found["wrong"] for found in measured.values()))
 
 
-def commit() -> str:
-    command = ["git", "describe", "--always", "--dirty"]
-    return subprocess.run(command, cwd=PROJECT, capture_output=True, text=True).stdout.strip()
-
-
-def circumstances() -> dict[str, Any]:
-    memory = psutil.virtual_memory().total >> 30
-    return {
-        "date": time.strftime("%Y-%m-%d"),
-        "hardware": f"{os.cpu_count()} x {platform.processor() or platform.machine()}, {memory} GB",
-        "load": round(psutil.getloadavg()[2], 1),
-    }
-
-
 def write(measured: dict[str, dict[str, Any]]) -> None:
     in_order = {scenario.name: measured[scenario.name] for scenario in SCENARIOS if scenario.name in measured}
-    RESULT.parent.mkdir(exist_ok=True)
-    RESULT.write_text(json.dumps(in_order, indent=1) + "\n")
+    record("reliability", in_order)
     facts = {name: shown({found[name] for found in in_order.values()}) for name in FACTS}
     DOCUMENT.write_text((TEXT + "\n".join(map(row, in_order.values())) + "\n" + END).format(**facts))
 

@@ -237,7 +237,9 @@ def answer(status: str, content: bytes) -> bytes:
 
 
 def reset(writer: asyncio.StreamWriter) -> None:
-    """RST, not FIN: the error of a peer that died, not the end of a message."""
+    """RST, not FIN: the error of a peer that died, not the end of a message. Nothing where the other side was first."""
+    if writer.is_closing():
+        return
     linger_0 = struct.pack("ii", 1, 0)
     writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger_0)
     writer.transport.abort()
