@@ -28,7 +28,7 @@ REFUSALS = {
     "error500": ("500 Internal Server Error", "InternalError"),
     "expired_token": ("400 Bad Request", "ExpiredToken"),  # as AWS says it; RGW says 403 InvalidAccessKeyId
 }
-OTHERS = {"reset", "truncate", "latency", "blackhole", "reset_after_upload"}
+OTHERS = {"reset", "truncate", "latency", "blackhole", "hold", "reset_after_upload"}
 CONTROL = "/-/faults"
 Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
@@ -38,6 +38,7 @@ class Rule:
     """Of the rules that match a request, the first that fires decides.
 
     truncate: half of the body, then a reset; blackhole: silence for `seconds`, then a reset; latency: `seconds`, then on;
+    hold: silence until other rules are set, then on;
     reset_after_upload: the server has done it, the client never learns.
     """
 
@@ -84,7 +85,7 @@ class Proxy:
         self._ask({"rules": [], "seed": 0, "clear": True})
 
     def stats(self) -> dict[str, Any]:
-        """requests: {method: count}; fired: {action: count}; log: "METHOD path action" of the last 10,000 requests."""
+        """requests: {method: count}; fired: {action: count}; held: requests just now; log: "METHOD path action" of the last 10,000 requests."""
         return self._ask({})
 
     def _ask(self, order: dict[str, Any]) -> dict[str, Any]:
@@ -110,6 +111,7 @@ class State:
     rng: random.Random = field(default_factory=lambda: random.Random(0))
     requests: Counter[str] = field(default_factory=Counter)
     fired: Counter[str] = field(default_factory=Counter)
+    held: list[Rule] = field(default_factory=list)
     log: deque[str] = field(default_factory=lambda: deque(maxlen=10_000))
 
     def obey(self, order: dict[str, Any]) -> bytes:
@@ -118,7 +120,9 @@ class State:
         if order.get("clear"):
             for account in (self.requests, self.fired, self.log):
                 account.clear()
-        return json.dumps({"requests": self.requests, "fired": self.fired, "log": list(self.log)}).encode()
+        held = sum(map(self.in_force, self.held))
+        said = {"requests": self.requests, "fired": self.fired, "held": held, "log": list(self.log)}
+        return json.dumps(said).encode()
 
     def choose(self, method: str, path: str) -> Rule | None:
         rule = next((rule for rule in self.rules if rule.fires(method, path, self.rng)), None)
@@ -126,6 +130,16 @@ class State:
         self.fired.update([rule.action] if rule else [])
         self.log.append(f"{method} {path} {rule.action if rule else ''}")
         return rule
+
+    def in_force(self, rule: Rule) -> bool:
+        return any(rule is known for known in self.rules)
+
+    async def hold(self, rule: Rule, client: asyncio.StreamReader) -> None:
+        """Until other rules are set, or the client has gone."""
+        self.held.append(rule)
+        while self.in_force(rule) and not client.at_eof():
+            await asyncio.sleep(0.02)
+        self.held.remove(rule)
 
 
 async def converse(state: State, upstream_port: int, *client: Any) -> None:
@@ -140,7 +154,10 @@ async def converse(state: State, upstream_port: int, *client: Any) -> None:
                 continue
             if server is None or server[0].at_eof():  # the server closes what idles
                 server = await asyncio.open_connection("127.0.0.1", upstream_port)
-            if not await exchange(client, server, head, method, state.choose(method, unquote(target))):
+            rule = state.choose(method, unquote(target))
+            if rule and rule.action == "hold":
+                await state.hold(rule, client[0])
+            if not await exchange(client, server, head, method, rule):
                 break
     except (ConnectionError, asyncio.IncompleteReadError):
         reset(client[1])

@@ -1,8 +1,9 @@
 """SIGKILL of the driver, of an actor and of a node, in every stage that works on parts; on real S3, several nodes on one machine.
 
-Commits are slowed down on their way to the server, so that a kill comes while a stage is at work. What was committed by then
-keeps its etag and its time; only what was in work is computed again, which footers tell: `attempt` is above 1, or `made`
-later. Whatever was killed, the columns' digests are those of an unbroken run.
+Commits are slowed down on their way to the server, so that a kill comes while a stage is at work; an actor or a node is killed
+while each actor has begun a part, as the proxy holds what an actor then asks the server. What was committed by then keeps its
+etag and its time; only what was in work is computed again, which footers tell: `attempt` is above 1, or `made` later. Whatever
+was killed, the columns' digests are those of an unbroken run.
 """
 
 import json
@@ -14,7 +15,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import psutil
@@ -34,7 +35,15 @@ POINTS = {  # in the order of a run: the stage, and what it has put by then
     "select": "part-",
 }
 NODE = {"num_cpus": 1, "object_store_memory": 200 << 20}  # one actor each; two cores hold no more processes
+MAPS = ("embed", "cluster's assign", "score", "select")  # these by actors
 AFTER = 3  # objects put by a stage before something is killed
+BEFORE = 6  # parts that a stage's actors have begun before an actor or a node is killed
+LATE = {
+    "action": "latency",
+    "method": "PUT",
+    "path": r"/(ingest|embed|score|cluster|select)-\w+/(_rounds/|part-)",
+    "seconds": 0.25,
+}
 IN_WORK = 24  # at most: two actors with four tasks of ten light parts in flight are more than ever were seen
 
 
@@ -75,27 +84,39 @@ class World:
 
     @contextmanager
     def slow(self) -> Iterator[None]:
-        rule = {
-            "method": "PUT",
-            "path": r"/(ingest|embed|score|cluster|select)-\w+/(_rounds/|part-)",
-            "action": "latency",
-        }
-        self.proxy.rules([{**rule, "seconds": 0.25}])
+        self.proxy.rules([LATE])
         try:
             yield
         finally:
             self.proxy.clear()
 
-    def reached(self, name, point, after=AFTER):
-        stage, wanted = point.split("'")[0], POINTS[point]
+    @contextmanager
+    def in_work(self, name, point, driver) -> Iterator[None]:
+        """A while in which the stage of the point is in the midst; both actors, where it has actors, in the midst of a part."""
+        if point in MAPS:
+            asked = {
+                "action": "hold",
+                "method": "HEAD",
+                "path": rf"/{name}/{stage_of(point)}-\w+/part-",
+                "skip": BEFORE,
+            }
+            self.proxy.rules([asked, LATE])
+            wait_until(lambda: self.proxy.stats()["held"] == len(self.nodes), driver)
+        else:
+            wait_until(lambda: self.reached(name, point), driver)
+        yield
+        self.proxy.rules([LATE])
+
+    def reached(self, name, point):
+        stage, wanted = stage_of(point), POINTS[point]
         return (
             sum(f"{stage}-" in key and f"/{wanted}" in f"/{key.split('/', 1)[1]}" for key in self.objects(name))
-            >= after
+            >= AFTER
         )
 
-    def in_work(self, name, point):
-        """Commits are slow, and scoring goes on meanwhile: at three it may be over."""
-        return self.reached(name, point, 1 if point == "score" else AFTER)
+
+def stage_of(point):
+    return point.split("'")[0]
 
 
 def digests(footers):
@@ -164,27 +185,21 @@ def test_driver(world, unbroken):
             assert counts[0] == len(parts) and 0 < counts[-1] <= len(parts) - AFTER
 
 
-def worker_of(point):
-    """A worker process of Ray that is at the point, an actor where the stage has actors; in score one that computes just now."""
-    actor, busy = "ray::MapWorker(MapBatches(_Call))", point == "score"
-    wanted = {"ingest": "ray::_apply", "cluster's fit": "ray::_Shard", "score": f"{actor}.submit"}.get(point, actor)
-    for process in psutil.process_iter(["cmdline"]):
-        with suppress(psutil.NoSuchProcess):
-            if (process.info["cmdline"] or [""])[0].startswith(wanted) and (not busy or process.cpu_percent(0.05) > 50):
-                return process
-    return None
+def workers_of(point):
+    """Ray's worker processes that are at the point."""
+    wanted = {"ingest": "ray::_apply", "cluster's fit": "ray::_Shard"}.get(point, "ray::MapWorker(MapBatches(_Call))")
+    return [p for p in psutil.process_iter(["cmdline"]) if (p.info["cmdline"] or [""])[0].startswith(wanted)]
 
 
 def test_actor(world, unbroken):
-    """An actor killed in every stage of one run, which carries on by itself; in score two, each while it computes."""
+    """An actor killed in every stage of one run, which carries on by itself."""
     driver = world.start("actor")
     with world.slow():
         for point in POINTS:
-            wait_until(lambda p=point: world.in_work("actor", p), driver)
-            for _ in range(2 if point == "score" else 1):
-                wait_until(lambda p=point: worker_of(p), driver, 20).kill()
+            with world.in_work("actor", point, driver):
+                wait_until(lambda p=point: workers_of(p), driver, 20)[0].kill()
     assert driver.wait(timeout=400) == 0, world.log("actor")
-    assert parts_in_work_made_again(world, "actor", unbroken)["score"]
+    check_parts_in_work_were_made_again(world, "actor", unbroken)
 
 
 def test_node(world, unbroken):
@@ -192,23 +207,22 @@ def test_node(world, unbroken):
     driver = world.start("node")
     with world.slow():
         for point in POINTS:
-            wait_until(lambda p=point: world.in_work("node", p), driver)
-            world.cluster.remove_node(world.nodes.pop(0), allow_graceful=False)
-            world.nodes.append(world.cluster.add_node(**NODE))
+            with world.in_work("node", point, driver):
+                world.cluster.remove_node(world.nodes.pop(0), allow_graceful=False)
+                world.nodes.append(world.cluster.add_node(**NODE))
     assert driver.wait(timeout=400) == 0, world.log("node")
-    assert parts_in_work_made_again(world, "node", unbroken)["score"]
+    check_parts_in_work_were_made_again(world, "node", unbroken)
 
 
-def parts_in_work_made_again(world, name, unbroken):
-    """Stage -> parts that were begun more than once; or whose first attempt was on its way to be committed, as the log counts."""
+def check_parts_in_work_were_made_again(world, name, unbroken):
+    """And no others. Again is what was begun more than once; or whose first attempt was on its way to be committed, as the log counts."""
     footers, again = world.footers(name), Counter()
     assert digests(footers) == unbroken
     for stage, parts in footers.items():
         again[stage] = sum(part["attempt"] > 1 for part in parts)
     for stage, there in re.findall(r" (\w+)-\w+: (\d+) parts were there meanwhile", world.log(name)):
         again[stage] += int(there)
-    assert max(again.values()) <= IN_WORK, again
-    return again
+    assert max(again.values()) <= IN_WORK and all(again[stage_of(point)] for point in MAPS), again
 
 
 def test_two_drivers(world, unbroken):
