@@ -85,7 +85,7 @@ class Proxy:
         self._ask({"rules": [], "seed": 0, "clear": True})
 
     def stats(self) -> dict[str, Any]:
-        """requests: {method: count}; fired: {action: count}; held: requests just now; log: "METHOD path action" of the last 10,000 requests."""
+        """requests: {method: count}; fired: {action: count}; held: the clients' ports just now; log: "METHOD path action" of the last 10,000 requests."""
         return self._ask({})
 
     def _ask(self, order: dict[str, Any]) -> dict[str, Any]:
@@ -111,7 +111,7 @@ class State:
     rng: random.Random = field(default_factory=lambda: random.Random(0))
     requests: Counter[str] = field(default_factory=Counter)
     fired: Counter[str] = field(default_factory=Counter)
-    held: list[Rule] = field(default_factory=list)
+    held: list[tuple[Rule, int]] = field(default_factory=list)
     log: deque[str] = field(default_factory=lambda: deque(maxlen=10_000))
 
     def obey(self, order: dict[str, Any]) -> bytes:
@@ -120,7 +120,7 @@ class State:
         if order.get("clear"):
             for account in (self.requests, self.fired, self.log):
                 account.clear()
-        held = sum(map(self.in_force, self.held))
+        held = [port for rule, port in self.held if self.in_force(rule)]
         said = {"requests": self.requests, "fired": self.fired, "held": held, "log": list(self.log)}
         return json.dumps(said).encode()
 
@@ -134,12 +134,13 @@ class State:
     def in_force(self, rule: Rule) -> bool:
         return any(rule is known for known in self.rules)
 
-    async def hold(self, rule: Rule, client: asyncio.StreamReader) -> None:
+    async def hold(self, rule: Rule, client: Streams) -> None:
         """Until other rules are set, or the client has gone."""
-        self.held.append(rule)
-        while self.in_force(rule) and not client.at_eof():
+        held = (rule, client[1].get_extra_info("peername")[1])
+        self.held.append(held)
+        while self.in_force(rule) and not client[0].at_eof():
             await asyncio.sleep(0.02)
-        self.held.remove(rule)
+        self.held.remove(held)
 
 
 async def converse(state: State, upstream_port: int, *client: Any) -> None:
@@ -156,7 +157,7 @@ async def converse(state: State, upstream_port: int, *client: Any) -> None:
                 server = await asyncio.open_connection("127.0.0.1", upstream_port)
             rule = state.choose(method, unquote(target))
             if rule and rule.action == "hold":
-                await state.hold(rule, client[0])
+                await state.hold(rule, client)
             if not await exchange(client, server, head, method, rule):
                 break
     except (ConnectionError, asyncio.IncompleteReadError):

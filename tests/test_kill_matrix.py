@@ -1,7 +1,7 @@
 """SIGKILL of the driver, of an actor and of a node, in every stage that works on parts; on real S3, several nodes on one machine.
 
-Commits are slowed down on their way to the server, so that a kill comes while a stage is at work; an actor or a node is killed
-while each actor has begun a part, as the proxy holds what an actor then asks the server. What was committed by then keeps its
+Commits are slowed down on their way to the server, so that a kill comes while a stage is at work; an actor is killed,
+or its node, while it has begun a part, as the proxy holds what it then asks the server and tells by which port. What was committed by then keeps its
 etag and its time; only what was in work is computed again, which footers tell: `attempt` is above 1, or `made` later. Whatever
 was killed, the columns' digests are those of an unbroken run.
 """
@@ -15,7 +15,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 import psutil
@@ -91,21 +91,21 @@ class World:
             self.proxy.clear()
 
     @contextmanager
-    def in_work(self, name, point, driver) -> Iterator[None]:
-        """A while in which the stage of the point is in the midst; both actors, where it has actors, in the midst of a part."""
+    def in_work(self, name, point, driver) -> Iterator[psutil.Process]:
+        """A while in which the stage of the point is in the midst; gives a worker of it, an actor that has begun a part if it has actors."""
         if point in MAPS:
-            asked = {
-                "action": "hold",
-                "method": "HEAD",
-                "path": rf"/{name}/{stage_of(point)}-\w+/part-",
-                "skip": BEFORE,
-            }
-            self.proxy.rules([asked, LATE])
-            wait_until(lambda: self.proxy.stats()["held"] == len(self.nodes), driver)
+            path = rf"/{name}/{stage_of(point)}-\w+/part-"
+            self.proxy.rules([{"action": "hold", "method": "HEAD", "path": path, "skip": BEFORE}, LATE])
+            yield wait_until(lambda: [p for p in workers_of(point) if self.is_held(p)], driver)[0]
         else:
             wait_until(lambda: self.reached(name, point), driver)
-        yield
+            yield wait_until(lambda: workers_of(point), driver)[0]
         self.proxy.rules([LATE])
+
+    def is_held(self, process):
+        held = self.proxy.stats()["held"]
+        with suppress(psutil.NoSuchProcess):  # one of the stage before
+            return any(connection.laddr.port in held for connection in process.net_connections("tcp"))
 
     def reached(self, name, point):
         stage, wanted = stage_of(point), POINTS[point]
@@ -117,6 +117,12 @@ class World:
 
 def stage_of(point):
     return point.split("'")[0]
+
+
+def workers_of(point):
+    """Ray's worker processes that are at the point."""
+    wanted = {"ingest": "ray::_apply", "cluster's fit": "ray::_Shard"}.get(point, "ray::MapWorker(MapBatches(_Call))")
+    return [p for p in psutil.process_iter(["cmdline"]) if (p.info["cmdline"] or [""])[0].startswith(wanted)]
 
 
 def digests(footers):
@@ -185,10 +191,8 @@ def test_driver(world, unbroken):
             assert counts[0] == len(parts) and 0 < counts[-1] <= len(parts) - AFTER
 
 
-def workers_of(point):
-    """Ray's worker processes that are at the point."""
-    wanted = {"ingest": "ray::_apply", "cluster's fit": "ray::_Shard"}.get(point, "ray::MapWorker(MapBatches(_Call))")
-    return [p for p in psutil.process_iter(["cmdline"]) if (p.info["cmdline"] or [""])[0].startswith(wanted)]
+def raylet_of(node):
+    return node.all_processes["raylet"][0].process.pid
 
 
 def test_actor(world, unbroken):
@@ -196,8 +200,8 @@ def test_actor(world, unbroken):
     driver = world.start("actor")
     with world.slow():
         for point in POINTS:
-            with world.in_work("actor", point, driver):
-                wait_until(lambda p=point: workers_of(p), driver, 20)[0].kill()
+            with world.in_work("actor", point, driver) as worker:
+                worker.kill()
     assert driver.wait(timeout=400) == 0, world.log("actor")
     check_parts_in_work_were_made_again(world, "actor", unbroken)
 
@@ -207,8 +211,10 @@ def test_node(world, unbroken):
     driver = world.start("node")
     with world.slow():
         for point in POINTS:
-            with world.in_work("node", point, driver):
-                world.cluster.remove_node(world.nodes.pop(0), allow_graceful=False)
+            with world.in_work("node", point, driver) as worker:
+                node = next(node for node in world.nodes if raylet_of(node) == worker.ppid())
+                world.nodes.remove(node)
+                world.cluster.remove_node(node, allow_graceful=False)
                 world.nodes.append(world.cluster.add_node(**NODE))
     assert driver.wait(timeout=400) == 0, world.log("node")
     check_parts_in_work_were_made_again(world, "node", unbroken)
