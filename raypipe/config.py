@@ -86,6 +86,9 @@ class Score(Section):
     template: Template | None = None  # null: the top-level template
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
     max_length: Annotated[int, Field(ge=2)] = 4096  # tokens, instruction and response together
+    on_overflow: Literal["drop", "truncate"] = (
+        "drop"  # a longer sample: not scored, or scored on what fits of its response
+    )
 
 
 class Select(Section):

@@ -59,7 +59,7 @@ STAGES = (
         lambda c: {**c.embed.content(), "model": model_identity("embed.model", c.embed.model)},
     ),
     Stage("cluster", ("embed",), lambda c: {**c.cluster.content(), "seed": c.seed}, whole_lake=True),
-    Stage("score", ("ingest", "clean"), _score_content),
+    Stage("score", ("ingest", "clean"), _score_content, version=2),
     Stage("select", ("clean", "cluster", "score"), _select_content, whole_lake=True),
     Stage("pack", ("ingest", "cluster", "select"), _pack_content, whole_lake=True),
     Stage("train", ("pack",), _train_content, whole_lake=True),

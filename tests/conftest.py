@@ -14,8 +14,11 @@ os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="raypipe-cache-")  # empt
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 
+import hypothesis
 import pytest
 
+hypothesis.settings.register_profile("no timing decides", deadline=None)
+hypothesis.settings.load_profile("no timing decides")
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 ALLOWED_SKIPS = ("no GPU", "no ../shared")
 _skips: list[tuple[str, str]] = []

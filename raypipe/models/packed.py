@@ -3,11 +3,13 @@
 One attention function, registered with transformers' AttentionInterface and given the segment bounds that the caller passes
 to the model, isolates the segments. With no mask function registered for its name transformers builds no mask, so neither a
 cache nor an attention mask can silently switch isolation off. Per-segment SDPA on CPU (3.7 times faster than a 4-D mask at
-2,048 tokens), torch's varlen attention on CUDA. The LM head runs on the target positions only.
+2,048 tokens), torch's varlen attention on CUDA. The LM head runs on the target positions only, for scoring in pieces, so that
+no [tokens, vocabulary] tensor exists.
 """
 
 from __future__ import annotations
 
+import copy
 import inspect
 import sys
 from collections.abc import Sequence
@@ -18,12 +20,17 @@ from typing import Any
 import torch
 from torch.nn.functional import cross_entropy, scaled_dot_product_attention
 from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers.modeling_outputs import MoeModelOutputWithPast
 
 from raypipe.errors import ConfigError
 from raypipe.ops.hub import split_revision
 from raypipe.ops.tokens import IGNORED
 
 ATTENTION = "raypipe_packed"
+LOGITS_BYTES = {
+    "cpu": 16 << 20,
+    "cuda": 256 << 20,
+}  # in float32, that exist at once in scoring; their log-softmax is as much
 
 
 @dataclass(frozen=True)
@@ -50,17 +57,46 @@ def make_batch(input_ids: Sequence[int], labels: Sequence[int], lengths: Sequenc
 def target_nll(model: Any, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
     """NLL in nats, float32, of each target token, and the position [0, T) of each. With gradient where enabled."""
     (positions,) = torch.nonzero(batch.labels != IGNORED, as_tuple=True)
-    logits = model(
-        input_ids=batch.input_ids,
-        position_ids=batch.position_ids,
-        cu_seq_lens_q=batch.bounds,
-        cu_seq_lens_k=batch.bounds,
-        max_length_q=batch.longest,
-        max_length_k=batch.longest,
-        use_cache=False,
-        logits_to_keep=positions - 1,
-    ).logits[0]
+    logits = model(**_inputs(batch), logits_to_keep=positions - 1).logits[0]
     return cross_entropy(logits.float(), batch.labels[positions], reduction="none"), positions
+
+
+def summed_nll(model: Any, head: Any, batch: Batch) -> torch.Tensor:
+    """[S] float64: sums of NLL in nats over each segment's targets. `head` is the model's `head_of`. Call in inference mode."""
+    hidden_TD = model.base_model(**_inputs(batch)).last_hidden_state[0]
+    (positions,) = torch.nonzero(batch.labels != IGNORED, as_tuple=True)
+    sizes = batch.bounds.diff()
+    segment_T = torch.repeat_interleave(torch.arange(len(sizes), device=sizes.device), sizes)
+    sums_S = torch.zeros(len(sizes), dtype=torch.float64, device=sizes.device)
+    vocab_size = model.get_output_embeddings().weight.shape[0]
+    for piece in positions.split(max(LOGITS_BYTES[hidden_TD.device.type] // (4 * vocab_size), 1)):
+        logits = head(inputs_embeds=hidden_TD[None, piece - 1]).logits[0]
+        nll = cross_entropy(logits.float(), batch.labels[piece], reduction="none")
+        sums_S.index_add_(0, segment_T[piece], nll.double())
+    return sums_S
+
+
+def head_of(model: Any) -> Any:
+    """The model without its layers, on the same weights: logits from hidden states, by its own code, as some models scale them."""
+    head = copy.copy(model)
+    head._modules = {**model._modules, model.base_model_prefix: _no_layers}
+    return head
+
+
+def _no_layers(inputs_embeds: torch.Tensor, **_: Any) -> MoeModelOutputWithPast:
+    return MoeModelOutputWithPast(last_hidden_state=inputs_embeds)
+
+
+def _inputs(batch: Batch) -> dict[str, Any]:
+    return {
+        "input_ids": batch.input_ids,
+        "position_ids": batch.position_ids,
+        "cu_seq_lens_q": batch.bounds,
+        "cu_seq_lens_k": batch.bounds,
+        "max_length_q": batch.longest,
+        "max_length_k": batch.longest,
+        "use_cache": False,
+    }
 
 
 def load_model(model: str, dtype: str, device: str) -> Any:

@@ -1,11 +1,13 @@
 """Sums of NLL over the tail of token sequences: one contract, two engines.
 
 `nll(sequences, num_context)` gives [N] float64: for each sequence the summed NLL, in nats, of its tokens from place
-`num_context` on (at least 1). A sum that the engine cannot give is NaN, never 0. Only these sums leave an engine.
+`num_context` on (at least 1). A sum that is not finite stays so, it is never 0. Only these sums leave an engine. What an
+engine raises for a sequence it cannot score is among its `errors`; it can be asked again afterwards.
 """
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
@@ -20,10 +22,15 @@ Tokens = list[int]
 
 
 class Scorer(Protocol):
+    errors: tuple[type[Exception], ...]
+
     def nll(self, sequences: Sequence[Tokens], num_context: Sequence[int]) -> NDArray[np.float64]: ...
 
+    def close(self) -> None:
+        """Give back the memory."""
 
-def make_scorer(backend: str, model: str, *, device: str, dtype: str, max_length: int, max_batch_tokens: int) -> Scorer:
+
+def make_scorer(backend: str, model: str, device: str, dtype: str, max_length: int, max_batch_tokens: int) -> Scorer:
     kind = VllmScorer if backend == "vllm" else TransformersScorer
     return kind(model, device=device, dtype=dtype, max_length=max_length, max_batch_tokens=max_batch_tokens)
 
@@ -31,33 +38,42 @@ def make_scorer(backend: str, model: str, *, device: str, dtype: str, max_length
 class TransformersScorer:
     """Many sequences a forward pass, packed end to end and isolated; longest first, up to max_batch_tokens."""
 
-    def __init__(self, model: str, *, device: str, dtype: str, max_length: int, max_batch_tokens: int) -> None:
-        from raypipe.models.packed import load_model
+    errors: tuple[type[Exception], ...] = (RuntimeError, ValueError, IndexError, MemoryError)
 
-        self.device = device
-        self.model = load_model(model, dtype, self.device).eval()
-        self.max_batch_tokens = max_batch_tokens
+    def __init__(self, model: str, *, device: str, dtype: str, max_length: int, max_batch_tokens: int) -> None:
+        from raypipe.models.packed import head_of, load_model
+
+        self.device, self.max_batch_tokens = device, max_batch_tokens
+        self.model = load_model(model, dtype, device).eval()
+        self.head = head_of(self.model)
 
     def nll(self, sequences: Sequence[Tokens], num_context: Sequence[int]) -> NDArray[np.float64]:
-        import torch
-
+        check_ids(sequences, self.model.get_input_embeddings().weight.shape[0])
         sums = np.zeros(len(sequences))
         for places in token_batches([len(tokens) for tokens in sequences], self.max_batch_tokens):
-            with torch.inference_mode():
-                sums[places] = self._batch([sequences[n] for n in places], [num_context[n] for n in places])
+            sums[places] = self._batch([sequences[n] for n in places], [num_context[n] for n in places])
         return sums
 
-    def _batch(self, sequences: list[Tokens], num_context: list[int]) -> NDArray[np.float64]:
-        from raypipe.models.packed import make_batch, target_nll
+    def close(self) -> None:
+        import torch
 
-        lengths = [len(tokens) for tokens in sequences]
+        del self.model, self.head
+        gc.collect()
+        if self.device == "cuda":
+            torch.cuda.empty_cache()
+
+    def _batch(self, sequences: list[Tokens], num_context: list[int]) -> NDArray[np.float64]:
+        import torch
+
+        from raypipe.models.packed import make_batch, summed_nll
+
         labels = [
             label for tokens, n in zip(sequences, num_context, strict=True) for label in [IGNORED] * n + tokens[n:]
         ]
-        batch = make_batch([token for tokens in sequences for token in tokens], labels, lengths, self.device)
-        nll_T, positions = target_nll(self.model, batch)
-        owner = np.repeat(np.arange(len(sequences)), lengths)[positions.cpu().numpy()]
-        return np.asarray(np.bincount(owner, nll_T.double().cpu().numpy(), len(sequences)), np.float64)
+        ids = [token for tokens in sequences for token in tokens]
+        batch = make_batch(ids, labels, [len(tokens) for tokens in sequences], self.device)
+        with torch.inference_mode():
+            return np.asarray(summed_nll(self.model, self.head, batch).cpu().numpy())
 
 
 class VllmScorer:
@@ -72,8 +88,11 @@ class VllmScorer:
         os.environ.setdefault("OMP_NUM_THREADS", "1")
         if os.path.isdir(model):
             os.environ["HF_HUB_OFFLINE"] = "1"
+        import vllm.exceptions
         from vllm import LLM, SamplingParams
 
+        refusals = getattr(vllm.exceptions, "VLLMError", ValueError)  # its own from 0.3x on, which are no ValueError
+        self.errors: tuple[type[Exception], ...] = (RuntimeError, ValueError, IndexError, MemoryError, refusals)
         name, revision = split_revision(model)
         self.engine: Any = LLM(
             name,
@@ -87,14 +106,34 @@ class VllmScorer:
             max_num_batched_tokens=max(max_batch_tokens, max_length + 1),
             **({} if device == "cuda" else {"kv_cache_memory_bytes": _kv_cache_bytes(model, max_length + 1)}),
         )
+        self.vocab_size = self.engine.llm_engine.model_config.get_vocab_size()
         self.sampling = SamplingParams(
             max_tokens=1, temperature=0.0, prompt_logprobs=0, detokenize=False, flat_logprobs=True
         )
 
     def nll(self, sequences: Sequence[Tokens], num_context: Sequence[int]) -> NDArray[np.float64]:
+        check_ids(sequences, self.vocab_size)
         prompts = [{"prompt_token_ids": tokens} for tokens in sequences]
-        outputs = self.engine.generate(prompts, self.sampling, use_tqdm=False)
+        try:
+            outputs = self.engine.generate(prompts, self.sampling, use_tqdm=False)
+        except self.errors:
+            left = self.engine.llm_engine.output_processor.request_states  # else the next call would answer them too
+            self.engine.llm_engine.abort_request(list(left), internal=True)
+            raise
         return np.array([_tail_nll(output.prompt_logprobs, n) for output, n in zip(outputs, num_context, strict=True)])
+
+    def close(self) -> None:
+        self.engine.llm_engine.engine_core.shutdown()
+        del self.engine
+        gc.collect()
+
+
+def check_ids(sequences: Sequence[Tokens], vocab_size: int) -> None:
+    """ValueError for an id that the model has no embedding for: on a GPU it would end the whole process."""
+    if (highest := max(map(max, sequences))) >= vocab_size:
+        raise ValueError(
+            f"token id {highest} of a tokenizer that is larger than its model's vocabulary of {vocab_size}"
+        )
 
 
 def _kv_cache_bytes(model: str, num_tokens: int) -> int:

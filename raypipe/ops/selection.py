@@ -48,7 +48,7 @@ def view(tables: list[pa.Table], config: Select, seed: int) -> Rows:
     cleaned, scored = (table.column("status").to_numpy().astype(object) for table in (clean, score))
     held_out = is_held_out(ids, config.held_out_fraction)
     reason = np.select(
-        [cleaned != "ok", held_out, scored != "ok", ~(ifd < config.max_ifd)],
+        [cleaned != "ok", held_out, np.isnan(ifd), ~(ifd < config.max_ifd)],
         [cleaned, HELD_OUT, scored, IFD_TOO_HIGH],
         "",
     )

@@ -1,10 +1,14 @@
 """Isolation is proven by gradients: losses hide it (they move by 1e-2 where gradients move by 150 %)."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
+from transformers import CohereConfig, CohereForCausalLM, GraniteConfig, GraniteForCausalLM
 
 from raypipe.models import packed
-from raypipe.models.packed import load_model, make_batch, target_nll
+from raypipe.models.packed import head_of, load_model, make_batch, summed_nll, target_nll
 from raypipe.ops.tokens import IGNORED
 from tests.lakes import save_random_model
 
@@ -80,3 +84,73 @@ def test_first_token_of_a_segment_is_no_target():
     batch = make_batch([1, 2, 3, 4], [1, 2, 3, 4], [2, 2], "cpu")
     assert batch.labels.tolist() == [IGNORED, 2, IGNORED, 4]
     assert batch.position_ids.tolist() == [[0, 1, 0, 1]] and batch.bounds.tolist() == [0, 2, 4]
+
+
+@torch.inference_mode()
+def both_ways(model):
+    """Sums of the tails of all segments: in pieces, and from all logits at once."""
+    rows = samples()
+    labels = [token if place >= 2 else IGNORED for row in rows for place, token in enumerate(row)]
+    batch = make_batch([token for row in rows for token in row], labels, LENGTHS, "cpu")
+    nll_T, positions = target_nll(model, batch)
+    owner = torch.repeat_interleave(torch.arange(len(LENGTHS)), torch.tensor(LENGTHS))[positions]
+    return summed_nll(model, head_of(model), batch), torch.zeros(len(LENGTHS), dtype=torch.float64).index_add_(
+        0, owner, nll_T.double()
+    )
+
+
+def test_sums_in_pieces_equal_those_at_once(model, monkeypatch):
+    """A segment's targets fall into several pieces, and a piece holds several segments'."""
+    monkeypatch.setitem(packed.LOGITS_BYTES, "cpu", 4 * 7 * model.config.vocab_size)
+    sums, at_once = both_ways(model)
+    assert sums.dtype == torch.float64 and torch.allclose(sums, at_once, rtol=1e-6) and sums[2] == 0 < sums[1]
+
+
+@pytest.mark.parametrize(
+    ("kind", "config", "scales"),
+    [(GraniteForCausalLM, GraniteConfig, {"logits_scaling": 8.0}), (CohereForCausalLM, CohereConfig, {"logit_scale": 0.25})],
+    ids=["granite", "cohere"],
+)  # fmt: skip
+def test_models_that_scale_their_logits_are_scored_as_they_are(kind, config, scales, tmp_path):
+    """Hidden states times the head's weights are not these models' logits: each IFD would be that of another model."""
+    torch.manual_seed(0)
+    shape = {
+        "vocab_size": 950,
+        "hidden_size": 64,
+        "intermediate_size": 96,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+    }
+    kind(
+        config(**shape, **scales, num_key_value_heads=2, pad_token_id=0, bos_token_id=1, eos_token_id=2)
+    ).save_pretrained(tmp_path)
+    model = load_model(str(tmp_path), "float32", "cpu")
+    sums, at_once = both_ways(model)
+    assert torch.allclose(sums, at_once, rtol=1e-6)
+
+
+MEMORY = """
+import resource, sys, torch
+from transformers import LlamaConfig, LlamaForCausalLM
+from raypipe.models.packed import ATTENTION, head_of, make_batch, packed_attention, summed_nll
+from transformers import AttentionInterface
+
+AttentionInterface.register(ATTENTION, packed_attention)
+config = LlamaConfig(vocab_size=150_000, hidden_size=32, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2,
+    num_key_value_heads=2, attn_implementation=ATTENTION)
+model, num_tokens = LlamaForCausalLM(config).eval(), int(sys.argv[1])
+ids = torch.randint(0, 150_000, (num_tokens,)).tolist()
+with torch.inference_mode():
+    summed_nll(model, head_of(model), make_batch(ids, ids, [64] * (num_tokens // 64), "cpu"))
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
+"""
+
+
+def test_no_tensor_of_tokens_times_vocabulary_exists():
+    """At 150,000 words a batch of 8,192 tokens would take 4.9 GB for its logits, and again for their log-softmax."""
+    command = [sys.executable, "-c", MEMORY]
+    few, many = (
+        int(subprocess.run([*command, n], capture_output=True, text=True, check=True).stdout) for n in ("64", "4096")
+    )
+    print(f"peak {few} MB at 64 tokens, {many} MB at 4,096; all logits would take 2,458 MB")
+    assert many - few < 100

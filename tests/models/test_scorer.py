@@ -56,7 +56,7 @@ def case(request, tmp_path_factory):
 def check(case, backend):
     model, sequences, context, oracle = case
     assert len(sequences) == 400
-    scorer = make_scorer(backend, model, device="cpu", dtype="float32", max_length=3000, max_batch_tokens=4096)
+    scorer = make_scorer(backend, model, "cpu", "float32", 3000, 4096)
     num_tokens = np.array([len(tokens) - n for tokens, n in zip(sequences, context, strict=True)])
     worst = np.max(np.abs(scorer.nll(sequences, context) - oracle) / num_tokens)
     print(f"{backend}: worst difference {worst:.1e} nats a token")

@@ -2,7 +2,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from raypipe.errors import ConfigError
@@ -32,7 +32,6 @@ def table(rows):
     return pa.table(arrays, schema=SCHEMA)
 
 
-@settings(deadline=None)
 @given(ROWS, st.integers(0, 20), st.integers(0, 20))
 def test_chunks_and_slices_do_not_matter(rows, a, b):
     """Two runs of a part differ in how Ray hands them out; they must be found equal."""
@@ -44,13 +43,11 @@ def test_chunks_and_slices_do_not_matter(rows, a, b):
     assert column_digests(whole.slice(cut[0], cut[1] - cut[0])) == column_digests(table(rows[middle]))
 
 
-@settings(deadline=None)
 @given(ROWS, ROWS)
 def test_equal_only_if_rows_are(one, two):
     assert (column_digests(table(one)) == column_digests(table(two))) == (one == two)
 
 
-@settings(deadline=None)
 @given(ROWS)
 def test_what_is_read_back_from_parquet_has_the_same_digest(rows):
     """Every reader compares with what was recorded at the write: a difference of form would call sound parts damaged."""

@@ -49,7 +49,7 @@ def tables(rows, name):
     return [score, cluster, pa.table({"reason": pa.array([row[4] or "duplicate" for row in rows], pa.string())})]
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(st.lists(ROW, max_size=30), st.lists(ROW, max_size=30))
 def test_parts_add_up_to_the_whole(one, two):
     """The report of a lake must not depend on how it was cut into parts."""

@@ -56,7 +56,7 @@ def test_empty_cluster_keeps_its_centre():
     assert kmeans.move(np.array([[0.0], [50.0]], np.float32), found, "euclidean")[1] == 50
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(st.integers(0, 1000), st.lists(st.integers(0, 199), max_size=4), st.sampled_from(["cosine", "euclidean"]))
 def test_same_bits_under_any_sharding(seed, cuts, metric):
     """With other bits for another number of actors, a resumed fit would give other clusters."""

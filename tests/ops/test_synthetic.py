@@ -20,7 +20,7 @@ from raypipe.ops.synthetic import CHARS_PER_TOKEN, CHUNK_SAMPLES, chunk_lines, c
 
 NAME = re.compile(r"\b[a-z]+(?:_[a-z]+){3}\b|\b[A-Za-z][a-z]+(?:[A-Z][a-z]+){3}\b")
 HOLE = re.compile(rf"(?<![A-Z])(?:{'|'.join(synthetic_tasks.HOLES)})(?![A-Z])|%\(")
-few_examples = settings(max_examples=12, deadline=None)
+few_examples = settings(max_examples=12)
 seeds = st.integers(0, 2**32)
 
 

@@ -11,7 +11,7 @@ from raypipe.stages.clean import Mark, SortIds, find_duplicates
 from raypipe.store import Folder
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(st.lists(st.lists(st.integers(0, 12), max_size=8), min_size=1, max_size=5), st.sampled_from([1, 2, 5]))
 def test_later_rows_of_an_id_name_its_first(parts, num_buckets):
     """One missed duplicate is trained on twice; one first row marked loses a sample. Any cut into parts and buckets agrees."""
