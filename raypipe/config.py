@@ -19,16 +19,19 @@ import yaml
 from pydantic import Field, field_validator
 
 from raypipe.errors import ConfigError
+from raypipe.ops.tokens import TEMPLATES
 from raypipe.store import location
 
 Fraction01 = Annotated[float, Field(ge=0, lt=1)]
 Positive = Annotated[int, Field(ge=1)]
 
 
-def _has_instruction(template: str) -> str:
-    if template != "chat" and "{instruction}" not in template:
-        raise ValueError("must be 'chat' or contain {instruction}")
-    return template
+def _template(template: str) -> str:
+    """The text of a known one, so that a recipe holds the text."""
+    text = TEMPLATES.get(template, template)
+    if text != "chat" and "{instruction}" not in text:
+        raise ValueError(f"must contain {{instruction}}, or be one of chat, {', '.join(TEMPLATES)}")
+    return text
 
 
 def _as_list(value: Any) -> Any:
@@ -37,7 +40,7 @@ def _as_list(value: Any) -> Any:
     return tuple(str(item) if isinstance(item, int) and not isinstance(item, bool) else item for item in values)
 
 
-Template = Annotated[str, pydantic.AfterValidator(_has_instruction)]
+Template = Annotated[str, pydantic.AfterValidator(_template)]
 
 
 Values = Annotated[tuple[str, ...], Field(min_length=1), pydantic.BeforeValidator(_as_list)]
@@ -83,7 +86,8 @@ class Score(Section):
     NOT_CONTENT = frozenset({"model"})
     model: str | None = None  # null: the top-level model
     backend: Literal["auto", "vllm", "transformers"] = "auto"
-    template: Template | None = None  # null: the top-level template
+    rule: Literal["exact", "authors"] = "exact"  # authors: tokenised and cut as the paper's code does
+    template: Template | None = None  # null: the top-level template; with rule authors, the paper's
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
     max_length: Annotated[int, Field(ge=2)] = 4096  # tokens, instruction and response together
     on_overflow: Literal["drop", "truncate"] = (
@@ -177,7 +181,7 @@ class Config(Section):
 
     @property
     def score_template(self) -> str:
-        return self.score.template or self.template
+        return self.score.template or (TEMPLATES["paper"] if self.score.rule == "authors" else self.template)
 
 
 def load_config(path: str | Path, overrides: tuple[str, ...] | list[str] = ()) -> Config:

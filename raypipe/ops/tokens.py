@@ -9,25 +9,42 @@ from raypipe.errors import ConfigError
 
 Tokens = list[int]
 IGNORED = -100  # label of a token that is not a target
+TEMPLATES = {
+    "paper": "Question:\n{instruction}\n\nAnswer:\n",  # what the paper's code scores with; below what it trains each model with
+    "deepseek": "### Instruction:\n{instruction}\n### Response:\n",
+    "starcoder2": "### Instruction:\n{instruction}\n### Response:\n",
+    "codellama": "[INST] {instruction} [/INST]",
+    "codegemma": "<start_of_turn>user\n{instruction}<end_of_turn>\n<start_of_turn>model\n",
+    "codeqwen": "<|im_start|>user\n{instruction}<|im_end|>\n<|im_start|>assistant\n",
+    "llama3": "<|start_header_id|>user<|end_header_id|>\n\n{instruction}<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n",
+    "alpaca": "Below is an instruction that describes a task. Write a response that appropriately completes the request.\n\n"
+    "### Instruction:\n{instruction}\n\n### Response:",
+}
 
 
 def prompt_ids(tokenizer: Any, template: str, instructions: Sequence[str]) -> list[Tokens]:
-    """[BOS, where there is one] + the rendered instruction; `chat` renders with the tokenizer's own template (ConfigError if none)."""
-    if template == "chat":
-        if tokenizer.chat_template is None:
-            raise ConfigError(
-                f"template: chat: {tokenizer.name_or_path} has no chat template. Give a template with {{instruction}}"
-            )
-        return [_chat_ids(tokenizer, instruction) for instruction in instructions]
-    bos = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
-    texts = [template.replace("{instruction}", instruction) for instruction in instructions]
-    return [bos + ids for ids in text_ids(tokenizer, texts)]
+    """[BOS, where there is one] + the rendered instruction; a chat template writes its own BOS."""
+    bos = [] if template == "chat" or tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
+    return [bos + ids for ids in text_ids(tokenizer, prompt_texts(tokenizer, template, instructions))]
 
 
-def text_ids(tokenizer: Any, texts: Sequence[str]) -> list[Tokens]:
+def prompt_texts(tokenizer: Any, template: str, instructions: Sequence[str]) -> list[str]:
+    """`chat` renders with the tokenizer's own template (ConfigError if none). `replace`, not `format`: an instruction may hold braces."""
+    if template != "chat":
+        return [template.replace("{instruction}", instruction) for instruction in instructions]
+    if tokenizer.chat_template is None:
+        raise ConfigError(
+            f"template: chat: {tokenizer.name_or_path} has no chat template. Give a template with {{instruction}}"
+        )
+    users = [[{"role": "user", "content": instruction}] for instruction in instructions]
+    return [tokenizer.apply_chat_template(user, add_generation_prompt=True, tokenize=False) for user in users]
+
+
+def text_ids(tokenizer: Any, texts: Sequence[str], *, special: bool = False) -> list[Tokens]:
+    """`special`: with what the tokenizer itself puts around a text, BOS for most."""
     if not texts:
         return []
-    return [list(ids) for ids in tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]]
+    return [list(ids) for ids in tokenizer(list(texts), add_special_tokens=special, verbose=False)["input_ids"]]
 
 
 def anchor_ids(tokenizer: Any) -> Tokens:
@@ -38,9 +55,3 @@ def anchor_ids(tokenizer: Any) -> Tokens:
 def training_sequence(prompt: Tokens, response: Tokens, eos: int) -> tuple[Tokens, Tokens]:
     """(input_ids, labels) of one sample; targets are the response and EOS."""
     return prompt + response + [eos], [IGNORED] * len(prompt) + response + [eos]
-
-
-def _chat_ids(tokenizer: Any, instruction: str) -> Tokens:
-    messages = [{"role": "user", "content": instruction}]
-    text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
-    return list(tokenizer(text, add_special_tokens=False)["input_ids"])

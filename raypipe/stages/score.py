@@ -1,8 +1,8 @@
 """Score: both sums of NLL over a sample's response tokens, and their IFD. Nothing that fails becomes a number.
 
 Columns: sample_id, num_instruction_tokens and num_response_tokens (int32; of the response, those that are scored where it is),
-nll_conditional and nll_unconditional (float64, sums in nats over the same response tokens), ifd (float64), status, evidence
-(what the engine said of a row that it refused). Status is clean's where that is not ok, and otherwise one of STATUSES; all
+nll_conditional and nll_unconditional (float64, sums in nats over the same response tokens; with `score.rule: authors` each over
+its own), ifd (float64), status, evidence (what the engine said of a row that it refused). Status is clean's where that is not ok, and otherwise one of STATUSES; all
 sums and the IFD are null but of ok and, with `score.on_overflow: truncate`, of truncated.
 """
 
@@ -19,10 +19,10 @@ from numpy.typing import NDArray
 from raypipe.config import Config
 from raypipe.identity import fetched_model
 from raypipe.models.packed import load_tokenizer, max_positions
-from raypipe.models.scorer import Scorer, Tokens, make_scorer
+from raypipe.models.scorer import Scorer, make_scorer
 from raypipe.models.steady import Refusals, SteadyScorer
-from raypipe.ops.ifd import ifd, scored_sequences
-from raypipe.ops.tokens import anchor_ids, prompt_ids, text_ids
+from raypipe.ops.ifd import Passes, authors_passes, exact_passes, ifd
+from raypipe.ops.tokens import anchor_ids, prompt_ids, prompt_texts, text_ids
 from raypipe.parts import map_parts
 from raypipe.sizing import device_of
 from raypipe.stage import Inputs, Result
@@ -50,7 +50,8 @@ STATUSES = (
 class Score:
     def __init__(self, config: Config, start: Callable[[int], Scorer] | None = None) -> None:
         model = fetched_model(config.score_model, config.storage.endpoint)
-        self.template, self.on_overflow = config.score_template, config.score.on_overflow
+        self.rule, self.template = config.score.rule, config.score_template
+        self.cuts = config.score.on_overflow == "truncate" or self.rule == "authors"  # as theirs does
         self.max_length = min(config.score.max_length, max_positions(model))
         self.tokenizer = load_tokenizer(model)
         start = start or partial(
@@ -65,33 +66,42 @@ class Score:
 
     def __call__(self, tables: list[pa.Table]) -> pa.Table:
         samples, clean = tables
-        prompts = prompt_ids(self.tokenizer, self.template, samples.column("instruction").to_pylist())
-        responses = text_ids(self.tokenizer, samples.column("response").to_pylist())
-        num_prompt, num_response = (np.array([len(ids) for ids in side], np.int32) for side in (prompts, responses))
-        place = np.maximum(self.max_length - num_prompt, 0)  # for response tokens
+        passes = self._passes(*(samples.column(name).to_pylist() for name in ("instruction", "response")))
+        num_prompt, num_tokens_N2 = passes.num_context_N2[:, 0], passes.num_scored_N2
+        scorable = num_tokens_N2.min(1, initial=1) > 0
         status = clean.column("status").to_numpy().astype(object)
         for mask, name in (
-            (num_response == 0, "empty_response"),
-            (place == 0, "instruction_fills_window"),
-            (num_response > place, "truncated"),
+            (~scorable & (num_prompt >= self.max_length), "instruction_fills_window"),
+            (~scorable, "empty_response"),
+            (passes.num_lost > 0, "truncated"),
         ):
             status[(status == "ok") & mask] = name
-        scored = status == "ok"
-        if self.on_overflow == "truncate":
-            scored |= status == "truncated"
-            num_response = np.where(scored, np.minimum(num_response, place), num_response)
-        (rows,) = np.nonzero(scored)
+        scored = (status == "ok") | ((status == "truncated") & self.cuts)
         nll_N2, evidence = np.full((len(samples), 2), np.nan), np.full(len(samples), None, object)
-        nll_N2[rows], refused = self._nll([prompts[n] for n in rows], [responses[n][: place[n]] for n in rows])
+        (rows,) = np.nonzero(scored)
+        nll_N2[rows], refused = self._nll(passes, rows)
         for n, said in refused.items():
             status[rows[n]], evidence[rows[n]] = "engine_error", said
-        ratio = ifd(nll_N2[:, 0], nll_N2[:, 1], num_response)
+        ratio = ifd(nll_N2, num_tokens_N2)
         status[scored & np.isnan(ratio) & (status != "engine_error")] = "non_finite"
+        num_response = num_tokens_N2[:, 0] + np.where(scored, 0, passes.num_lost)
         return _table(samples.column("sample_id"), num_prompt, num_response, nll_N2, ratio, status, evidence)
 
-    def _nll(self, prompts: list[Tokens], responses: list[Tokens]) -> tuple[NDArray[np.float64], Refusals]:
-        """[N, 2], conditional and unconditional, NaN for a row of which either was refused; and why."""
-        sums, refused = self.scorer.nll(*scored_sequences(anchor_ids(self.tokenizer), prompts, responses))
+    def _passes(self, instructions: list[str], responses: list[str]) -> Passes:
+        if self.rule == "exact":
+            prompts = prompt_ids(self.tokenizer, self.template, instructions)
+            return exact_passes(
+                anchor_ids(self.tokenizer), prompts, text_ids(self.tokenizer, responses), self.max_length
+            )
+        ids = partial(text_ids, self.tokenizer, special=self.template != "chat")
+        texts = prompt_texts(self.tokenizer, self.template, instructions)
+        joint = [text + response for text, response in zip(texts, responses, strict=True)]
+        return authors_passes(ids(texts), ids(joint), ids(responses), self.max_length)
+
+    def _nll(self, passes: Passes, rows: NDArray[np.intp]) -> tuple[NDArray[np.float64], Refusals]:
+        """[N, 2] of these rows, conditional and unconditional; NaN for a row of which either was refused; and why."""
+        sequences = [ids for n in rows for ids in passes.sequences[n]]
+        sums, refused = self.scorer.nll(sequences, passes.num_context_N2[rows].ravel().tolist())
         return sums.reshape(-1, 2), {place // 2: said for place, said in refused.items()}
 
 
