@@ -25,11 +25,11 @@ from raypipe.errors import DataError
 from raypipe.ops.digests import column_digests, columns_digest
 from raypipe.store import Folder
 
-FOOTER, SEAL, PART = b"raypipe", b"raypipe.seal", b"part"
+FOOTER, SEAL, PART, FIGURES = b"raypipe", b"raypipe.seal", b"part", b"figures"
 UNREADABLE = (pa.ArrowException, OSError, KeyError, TypeError, ValueError)  # what changed bytes lead to
 THREADS = 16
 
-Footer = Mapping[str, Any]  # name, bytes, rows, counts, seconds, attempt, made, inputs, columns
+Footer = Mapping[str, Any]  # name, bytes, rows, counts, seconds, idle_s, attempt, figures, made, inputs, columns
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,9 @@ def commit_part(
     *,
     counts: Mapping[str, int],
     seconds: float = 0.0,
+    idle_s: float = 0.0,
     attempt: int = 1,
+    figures: Mapping[str, float] | None = None,
     inputs: Mapping[str, str] | None = None,
     row_group_size: int = 4096,
 ) -> tuple[Footer, bool]:
@@ -94,7 +96,9 @@ def commit_part(
         "rows": len(table),
         "counts": dict(counts),
         "seconds": round(seconds, 3),
+        "idle_s": round(idle_s, 3),  # of the actor, before it
         "attempt": attempt,  # how often its computation was begun
+        "figures": dict(figures or {}),
         "made": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "inputs": dict(inputs or {}),
         "columns": column_digests(table),
@@ -139,11 +143,28 @@ def read_footers(folder: Folder, parts: Sequence[str]) -> dict[str, Footer]:
 
 
 def add_up(footers: Iterable[Footer]) -> dict[str, Any]:
-    rows, size, seconds, counts = 0, 0, 0.0, Counter[str]()
+    sums, counts, figures = Counter[str](), Counter[str](), Counter[str]()
     for footer in footers:
-        rows, size, seconds = rows + footer["rows"], size + footer["bytes"], seconds + footer["seconds"]
+        sums.update({name: footer[name] for name in ("rows", "bytes", "seconds", "idle_s")})
         counts.update(footer["counts"])
-    return {"rows": rows, "bytes": size, "actor_s": round(seconds, 3), "counts": dict(sorted(counts.items()))}
+        figures.update(footer["figures"])
+    return {
+        "rows": sums["rows"],
+        "bytes": sums["bytes"],
+        "actor_s": round(sums["seconds"], 3),
+        "idle_s": round(sums["idle_s"], 3),  # of actors between two parts
+        "counts": dict(sorted(counts.items())),
+        "figures": dict(sorted(figures.items())),
+    }
+
+
+def with_figures(table: pa.Table, **figures: float) -> pa.Table:
+    """What a part function has to say beside its rows: goes into the part's footer, and added up into the manifest."""
+    return table.replace_schema_metadata({FIGURES: json.dumps(figures)})
+
+
+def figures_of(table: pa.Table) -> dict[str, float]:
+    return dict(json.loads((table.schema.metadata or {}).get(FIGURES, b"{}")))
 
 
 def digest_of(table: pa.Table) -> str:

@@ -55,11 +55,13 @@ def map_parts(
     pool: Pool,
     accelerator: str | None = None,
     light: bool = False,
+    calls: int = 1,
 ) -> dict[str, Footer | None]:
     """Make every missing part of `out` from the parts of the same name; returns all, in order, with the footers of those made.
 
     `make` runs once in each actor (load the model there); what it returns takes one table per input and gives one table.
-    `light` says that a part takes milliseconds: several then travel together.
+    `light` says that a part takes milliseconds: several then travel together. With two `calls` at once an actor prepares a part
+    while it computes another (see envelope).
     """
     made: dict[str, Footer | None] = dict.fromkeys(inputs[0].parts)
     before = set(out.list()) if made else set()
@@ -71,7 +73,13 @@ def map_parts(
     work = f"{out.path} {uuid.uuid4().hex}"
     actors = {
         "fn_constructor_kwargs": {"make": make, "out": out, "gate": gate(), "work": work},
-        "compute": ray.data.ActorPoolStrategy(min_size=low, max_size=high, initial_size=high),
+        "compute": ray.data.ActorPoolStrategy(
+            min_size=low,
+            max_size=high,
+            initial_size=high,
+            max_concurrent_calls_per_actor=calls,
+            enable_true_multi_threading=True,  # envelope.Call brings its own order
+        ),
         "num_cpus": ACTOR_CPUS,
         "num_gpus": pool.gpus or None,
         "accelerator_type": accelerator if pool.gpus else None,
@@ -150,6 +158,7 @@ def _landing(receipts: Generator[Envelope, None, None], work: str, out: Folder, 
         ) from crash
     finally:
         gate().forget.remote(work)
+        gate().forget.remote(_prepares(work))
     if error:
         error.check()
     stopping.check(out.path)
@@ -190,11 +199,18 @@ class _Call:
     def __init__(self, make: Callable[[], PartFunction], out: Folder, gate: Any, work: str) -> None:
         loads, actor = f"{work} loads", ray.get_runtime_context().get_actor_id()
         dies = ray.get(gate.enter.remote(loads, actor)) > ATTEMPTS
-        self.call = envelope.Call(_dies if dies else make, out, lambda part: ray.get(gate.enter.remote(work, part)))
+        steps = {"prepare": _prepares(work), "compute": work}
+        self.call = envelope.Call(
+            _dies if dies else make, out, lambda part, step: ray.get(gate.enter.remote(steps[step], part))
+        )
         gate.forget.remote(loads, actor)
 
     def __call__(self, sealed: pa.Table) -> pa.Table:
         return self.call(Envelope.open(sealed)).seal()
+
+
+def _prepares(work: str) -> str:
+    return f"{work} prepares"
 
 
 def _dies() -> PartFunction:

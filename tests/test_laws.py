@@ -42,7 +42,9 @@ BAD = [b"{", b"[1]", b'{"instruction": "x"}', b"{" * 900, b"\xff" * 600]
 LINES = st.lists(st.sampled_from([*GOOD, *BAD, b" "]), max_size=9).map(tuple)
 SLICES = st.lists(LINES, min_size=1, max_size=3).map(lambda slices: ((GOOD[0], *slices[0]), *slices[1:]))
 FAILURE = st.fixed_dictionaries({**FAULTY, "seed": st.integers(0, 9)})  # of the order of parts and slices
-TIMES = {"finished", "wall_s", "actor_s", "seconds", "made", "attempt", "bytes"}  # bytes, as seconds are in the footer
+TIMES = {"finished", "wall_s", "actor_s", "idle_s", "seconds", "made", "attempt"} | {
+    "bytes"
+}  # seconds are in the footer
 HERE = threading.local()  # .memory: of the process that this thread plays
 
 
@@ -51,7 +53,7 @@ def serial_map_parts(make, inputs, out, **options):
     made, there = dict.fromkeys(inputs[0].parts), set(out.list())
     todo = [part for part in made if part not in there]
     random.shuffle(todo)
-    call = envelope.Call(make, out, lambda part: 1)
+    call = envelope.Call(make, out, lambda part, step: 1)
     for part in todo:
         sealed = call(envelope.Envelope.open(envelope.read(part, inputs).seal())).seal()
         made[part] = envelope.write(envelope.Envelope.open(sealed), out).check().footer

@@ -8,7 +8,7 @@ sums and the IFD are null but of ok and, with `score.on_overflow: truncate`, of 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -23,6 +23,7 @@ from raypipe.models.scorer import Scorer, make_scorer
 from raypipe.models.steady import Refusals, SteadyScorer
 from raypipe.ops.ifd import Passes, authors_passes, exact_passes, ifd
 from raypipe.ops.tokens import anchor_ids, prompt_ids, prompt_texts, text_ids
+from raypipe.part import with_figures
 from raypipe.parts import map_parts
 from raypipe.sizing import device_of
 from raypipe.stage import Inputs, Result
@@ -32,7 +33,12 @@ from raypipe.store import Folder
 def run(config: Config, inputs: Inputs, out: Folder) -> Result:
     tables = [inputs["ingest"].only("sample_id", "instruction", "response"), inputs["clean"].only("status")]
     parts = map_parts(
-        partial(Score, config), tables, out, pool=config.resources.score, accelerator=config.resources.accelerator
+        partial(Score, config),
+        tables,
+        out,
+        pool=config.resources.score,
+        accelerator=config.resources.accelerator,
+        calls=2,
     )
     return Result(parts, {"backend": config.score.backend, "dtype": config.score.dtype})
 
@@ -64,9 +70,12 @@ class Score:
         )
         self.scorer = SteadyScorer(start, config.resources.score.max_batch_tokens)
 
-    def __call__(self, tables: list[pa.Table]) -> pa.Table:
+    def prepare(self, tables: Sequence[pa.Table]) -> tuple[pa.Table, pa.Table, Passes]:
         samples, clean = tables
-        passes = self._passes(*(samples.column(name).to_pylist() for name in ("instruction", "response")))
+        return samples, clean, self._passes(*(samples.column(name).to_pylist() for name in ("instruction", "response")))
+
+    def __call__(self, prepared: tuple[pa.Table, pa.Table, Passes]) -> pa.Table:
+        samples, clean, passes = prepared
         num_prompt, num_tokens_N2 = passes.num_context_N2[:, 0], passes.num_scored_N2
         scorable = num_tokens_N2.min(1, initial=1) > 0
         status = clean.column("status").to_numpy().astype(object)
@@ -79,13 +88,16 @@ class Score:
         scored = (status == "ok") | ((status == "truncated") & self.cuts)
         nll_N2, evidence = np.full((len(samples), 2), np.nan), np.full(len(samples), None, object)
         (rows,) = np.nonzero(scored)
+        restarts = self.scorer.restarts
         nll_N2[rows], refused = self._nll(passes, rows)
         for n, said in refused.items():
             status[rows[n]], evidence[rows[n]] = "engine_error", said
         ratio = ifd(nll_N2, num_tokens_N2)
         status[scored & np.isnan(ratio) & (status != "engine_error")] = "non_finite"
         num_response = num_tokens_N2[:, 0] + np.where(scored, 0, passes.num_lost)
-        return _table(samples.column("sample_id"), num_prompt, num_response, nll_N2, ratio, status, evidence)
+        table = _table(samples.column("sample_id"), num_prompt, num_response, nll_N2, ratio, status, evidence)
+        num_tokens = sum(len(ids) for n in rows for ids in passes.sequences[n])  # of both passes, context too
+        return with_figures(table, num_tokens=num_tokens, engine_restarts=self.scorer.restarts - restarts)
 
     def _passes(self, instructions: list[str], responses: list[str]) -> Passes:
         if self.rule == "exact":

@@ -122,7 +122,11 @@ def tables(rows):
 
 
 def scored(config, rows):
-    return Score(config)(tables(rows)).to_pylist()
+    return made(Score(config), rows)
+
+
+def made(score, rows):
+    return score(score.prepare(tables(rows))).to_pylist()
 
 
 def test_rule_authors_equals_theirs(model, engine, code_alpaca):
@@ -146,7 +150,7 @@ def test_order_parts_and_batches_change_no_row(model, code_alpaca):
     parts = np.array_split(np.random.default_rng(0).permutation(len(rows)), 7)
     small = Score(config(model, max_batch_tokens=300))
     for part in parts:
-        for place, row in zip(part, small(tables([rows[n] for n in part])).to_pylist(), strict=True):
+        for place, row in zip(part, made(small, [rows[n] for n in part]), strict=True):
             assert row["ifd"] == pytest.approx(whole[place]["ifd"], rel=1e-5)
 
 

@@ -7,6 +7,7 @@ import pytest
 from raypipe.config import Config
 from raypipe.models.packed import load_tokenizer
 from raypipe.ops.tokens import text_ids
+from raypipe.part import figures_of
 from raypipe.stages.score import STATUSES, Score
 
 
@@ -57,19 +58,24 @@ def tables(responses, statuses, instructions=None):
     return [samples, pa.table({"status": statuses})]
 
 
+def made(score, tables):
+    return score(score.prepare(tables))
+
+
 def test_every_row_ends_in_a_status_and_no_failure_in_a_number(config):
     """The authors' code turns each failure into IFD 0, the 'easiest' sample."""
     tokenizer = load_tokenizer(config.model)
     (zebra,), (qqq,) = (text_ids(tokenizer, [word])[0][:1] for word in ("zebra", "qqq"))
     scorer = FakeScorer(broken=zebra, refused=qqq)
-    made = Score(config, scorer)(
+    found = made(
+        Score(config, scorer),
         tables(
             ["x = 1", "zebra", "y " * 500, "", "qqq", "x = 1", "x = 1"],
             ["ok", "ok", "ok", "ok", "ok", "ok", "duplicate"],
             ["add", "add", "add", "add", "add", "y " * 500, "add"],
-        )
+        ),
     )
-    rows = made.to_pylist()
+    rows = found.to_pylist()
     statuses = [
         "ok",
         "non_finite",
@@ -92,9 +98,10 @@ def test_what_fits_is_scored_where_it_is_asked_for(config):
     """Both passes over the same leading response tokens, as many as fit beside the instruction."""
     config = config.model_copy(update={"score": config.score.model_copy(update={"on_overflow": "truncate"})})
     scorer = FakeScorer()
-    made = Score(config, scorer)(tables(["y " * 500, "x = 1"], ["ok", "ok"])).to_pylist()
-    cut = made[0]
-    assert [row["status"] for row in made] == ["truncated", "ok"]
+    found = made(Score(config, scorer), tables(["y " * 500, "x = 1"], ["ok", "ok"]))
+    assert figures_of(found) == {"num_tokens": sum(scorer.seen), "engine_restarts": 0}
+    cut = (rows := found.to_pylist())[0]
+    assert [row["status"] for row in rows] == ["truncated", "ok"]
     assert cut["num_instruction_tokens"] + cut["num_response_tokens"] == 200 == max(scorer.seen)
     assert cut["nll_conditional"] == 2.0 * cut["num_response_tokens"] and cut["ifd"] == pytest.approx(np.exp(-1))
 
@@ -102,11 +109,11 @@ def test_what_fits_is_scored_where_it_is_asked_for(config):
 def test_parts_without_a_row_to_score(config):
     """Only duplicates, or no rows at all: the same columns, and the engine is not asked."""
     score = Score(config, scorer := FakeScorer())
-    full = score(tables(["x"], ["ok"])).schema
+    full = made(score, tables(["x"], ["ok"])).schema
     scorer.seen.clear()
-    assert score(tables(["x"], ["duplicate"])).schema == full
+    assert made(score, tables(["x"], ["duplicate"])).schema == full
     nothing = [
         pa.table({name: pa.array([], pa.string()) for name in ("sample_id", "instruction", "response")}),
         pa.table({"status": pa.array([], pa.string())}),
     ]
-    assert score(nothing).schema == full and scorer.seen == []
+    assert made(score, nothing).schema == full and scorer.seen == []
