@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from collections.abc import Sequence
 
+import psutil
 import ray
 
 from raypipe.config import Pool
 from raypipe.errors import ConfigError
+from raypipe.machine import STORE_SHARE, memory_bytes
 
 log = logging.getLogger("raypipe")
 ACTOR_CPUS, IO_CPUS = 0.9, 0.1
@@ -18,6 +21,17 @@ ACTOR_CPUS, IO_CPUS = 0.9, 0.1
 def device_of(pool: Pool) -> str:
     """Where an actor of this pool computes. Ray shows an actor that reserved no GPU all of them."""
     return "cuda" if pool.gpus else "cpu"
+
+
+def free_bytes(pool: Pool) -> float:
+    """Of memory that an actor of this pool may take where it is. Others may come beside it, so at most an equal share."""
+    if pool.gpus:
+        import torch
+
+        free, whole = torch.cuda.mem_get_info()
+        return float(min(free, whole * min(pool.gpus, 1.0)))
+    actors = min(os.cpu_count() or 1, pool.actors[1] if pool.actors else sys.maxsize)
+    return float(min(psutil.virtual_memory().available, (1 - STORE_SHARE) * memory_bytes() / actors))
 
 
 def fit_actors(pool: Pool, num_parts: int) -> tuple[int, int]:

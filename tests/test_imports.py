@@ -24,7 +24,7 @@ MAY_IMPORT = {  # of raypipe, beside itself; a module that is not here may impor
     "stopping": {"errors"},
     "owner": {"errors", "stopping", "store"},
     "gate": set(),
-    "sizing": {"config", "errors"},
+    "sizing": {"config", "errors", "machine"},
     "items": {"envelope", "errors", "sizing", "stopping"},
     "folds": {"config", "items", "part", "sizing"},
     "session": {"stopping"},

@@ -30,9 +30,13 @@ class Scorer(Protocol):
         """Give back the memory."""
 
 
-def make_scorer(backend: str, model: str, device: str, dtype: str, max_length: int, max_batch_tokens: int) -> Scorer:
-    kind = VllmScorer if backend == "vllm" else TransformersScorer
-    return kind(model, device=device, dtype=dtype, max_length=max_length, max_batch_tokens=max_batch_tokens)
+def make_scorer(
+    backend: str, model: str, device: str, dtype: str, max_length: int, free_bytes: float, max_batch_tokens: int
+) -> Scorer:
+    """`max_length` tokens a sequence, at most `max_batch_tokens` a forward pass; `free_bytes` of memory may be taken."""
+    if backend == "vllm":
+        return VllmScorer(model, device, dtype, max_length, free_bytes, max_batch_tokens)
+    return TransformersScorer(model, device, dtype, max_batch_tokens)
 
 
 class TransformersScorer:
@@ -40,7 +44,7 @@ class TransformersScorer:
 
     errors: tuple[type[Exception], ...] = (RuntimeError, ValueError, IndexError, MemoryError)
 
-    def __init__(self, model: str, *, device: str, dtype: str, max_length: int, max_batch_tokens: int) -> None:
+    def __init__(self, model: str, device: str, dtype: str, max_batch_tokens: int) -> None:
         from raypipe.models.packed import head_of, load_model
 
         self.device, self.max_batch_tokens = device, max_batch_tokens
@@ -77,13 +81,13 @@ class TransformersScorer:
 
 
 class VllmScorer:
-    """vLLM in this process; both passes of many samples in one `generate`, which schedules them by tokens."""
+    """vLLM in this process; both passes of many samples in one `generate`, which schedules them by tokens, longer ones in pieces."""
 
-    def __init__(self, model: str, *, device: str, dtype: str, max_length: int, max_batch_tokens: int) -> None:
+    def __init__(
+        self, model: str, device: str, dtype: str, max_length: int, free_bytes: float, max_batch_tokens: int
+    ) -> None:
         os.environ |= {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_NO_USAGE_STATS": "1", "TORCHDYNAMO_DISABLE": "1"}
-        os.environ["VLLM_ALLOW_LONG_MAX_MODEL_LEN"] = (
-            "1"  # the generated token is never fed back: no position beyond the model's
-        )
+        os.environ["VLLM_ALLOW_LONG_MAX_MODEL_LEN"] = "1"  # for the token it must generate, which is never fed back
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
         os.environ.setdefault("OMP_NUM_THREADS", "1")
         if os.path.isdir(model):
@@ -91,9 +95,14 @@ class VllmScorer:
         import vllm.exceptions
         from vllm import LLM, SamplingParams
 
+        from raypipe.models.memory import MAX_SEQUENCES, budget
+        from raypipe.models.packed import load_config
+
         refusals = getattr(vllm.exceptions, "VLLMError", ValueError)  # its own from 0.3x on, which are no ValueError
         self.errors: tuple[type[Exception], ...] = (RuntimeError, ValueError, IndexError, MemoryError, refusals)
         name, revision = split_revision(model)
+        block = 16 if device == "cuda" else 128
+        limits = budget(load_config(model), dtype, free_bytes, max_length + 1, max_batch_tokens, block)
         self.engine: Any = LLM(
             name,
             revision=revision,
@@ -103,8 +112,11 @@ class VllmScorer:
             enable_prefix_caching=False,  # a cached token has no log-probability
             disable_log_stats=True,
             max_model_len=max_length + 1,  # vLLM must generate one token
-            max_num_batched_tokens=max(max_batch_tokens, max_length + 1),
-            **({} if device == "cuda" else {"kv_cache_memory_bytes": _kv_cache_bytes(model, max_length + 1)}),
+            block_size=block,
+            max_num_seqs=MAX_SEQUENCES,
+            max_num_batched_tokens=limits.batch_tokens,
+            enable_chunked_prefill=True,
+            kv_cache_memory_bytes=limits.kv_bytes,
         )
         self.vocab_size = self.engine.llm_engine.model_config.get_vocab_size()
         self.sampling = SamplingParams(
@@ -136,21 +148,9 @@ def check_ids(sequences: Sequence[Tokens], vocab_size: int) -> None:
         )
 
 
-def _kv_cache_bytes(model: str, num_tokens: int) -> int:
-    """Of two sequences of `num_tokens` at 4 bytes a value, at least 256 MiB: on CPU vLLM takes what it is told."""
-    from raypipe.models.packed import load_config
-
-    config = load_config(model)
-    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    return int(max(256 << 20, 2 * num_tokens * 2 * config.num_hidden_layers * heads * head_dim * 4))
-
-
 def _tail_nll(logprobs: Any, num_context: int) -> float:
-    """With prompt_logprobs=0 the first entry of each place is the prompt's own token."""
-    return -float(
-        np.sum([logprobs.logprobs[place] for place in logprobs.start_indices[num_context:]], dtype=np.float64)
-    )
+    """With prompt_logprobs=0 a place has one entry, the prompt's own token; the first place has none."""
+    return -float(np.sum(logprobs.logprobs[num_context - 1 :], dtype=np.float64))
 
 
 def token_batches(lengths: Sequence[int], max_tokens: int) -> Iterator[list[int]]:

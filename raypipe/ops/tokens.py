@@ -9,17 +9,6 @@ from raypipe.errors import ConfigError
 
 Tokens = list[int]
 IGNORED = -100  # label of a token that is not a target
-TEMPLATES = {
-    "paper": "Question:\n{instruction}\n\nAnswer:\n",  # what the paper's code scores with; below what it trains each model with
-    "deepseek": "### Instruction:\n{instruction}\n### Response:\n",
-    "starcoder2": "### Instruction:\n{instruction}\n### Response:\n",
-    "codellama": "[INST] {instruction} [/INST]",
-    "codegemma": "<start_of_turn>user\n{instruction}<end_of_turn>\n<start_of_turn>model\n",
-    "codeqwen": "<|im_start|>user\n{instruction}<|im_end|>\n<|im_start|>assistant\n",
-    "llama3": "<|start_header_id|>user<|end_header_id|>\n\n{instruction}<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n",
-    "alpaca": "Below is an instruction that describes a task. Write a response that appropriately completes the request.\n\n"
-    "### Instruction:\n{instruction}\n\n### Response:",
-}
 
 
 def prompt_ids(tokenizer: Any, template: str, instructions: Sequence[str]) -> list[Tokens]:

@@ -25,7 +25,7 @@ from raypipe.ops.ifd import Passes, authors_passes, exact_passes, ifd
 from raypipe.ops.tokens import anchor_ids, prompt_ids, prompt_texts, text_ids
 from raypipe.part import with_figures
 from raypipe.parts import map_parts
-from raypipe.sizing import device_of
+from raypipe.sizing import device_of, free_bytes
 from raypipe.stage import Inputs, Result
 from raypipe.store import Folder
 
@@ -67,6 +67,7 @@ class Score:
             device_of(config.resources.score),
             config.score.dtype,
             self.max_length,
+            free_bytes(config.resources.score),
         )
         self.scorer = SteadyScorer(start, config.resources.score.max_batch_tokens)
 

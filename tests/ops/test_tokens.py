@@ -2,10 +2,11 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from raypipe.config import TEMPLATES
 from raypipe.errors import ConfigError
 from raypipe.models.packed import load_tokenizer
 from raypipe.ops.ifd import exact_passes
-from raypipe.ops.tokens import IGNORED, TEMPLATES, anchor_ids, prompt_ids, text_ids, training_sequence
+from raypipe.ops.tokens import IGNORED, anchor_ids, prompt_ids, text_ids, training_sequence
 from tests.lakes import save_random_model
 
 
