@@ -17,7 +17,8 @@ PROJECT = Path(__file__).resolve().parents[1]
 def circumstances() -> dict[str, Any]:
     """To be asked before anything is written, which makes the commit a dirty one. `load` is that of 15 minutes."""
     describe = ["git", "describe", "--always", "--dirty"]
-    commit = subprocess.run(describe, cwd=PROJECT, capture_output=True, text=True, check=True).stdout.strip()
+    described = subprocess.run(describe, cwd=PROJECT, capture_output=True, text=True)
+    commit = described.stdout.strip() or "not a checkout"  # as on a machine that got a copy of the files
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") >> 30
     return {
         "date": time.strftime("%Y-%m-%d"),

@@ -56,16 +56,20 @@ def map_items(
     return results
 
 
-def track(done: Iterable[Any], label: str, total: int, unit: str) -> Iterator[Any]:
-    """Pass through, showing a live line on a terminal and a log line every 30 s elsewhere."""
+def track(
+    done: Iterable[Any], label: str, total: int, unit: str, words: Callable[[Any], str] = lambda _: ""
+) -> Iterator[Any]:
+    """Pass through, showing a live line on a terminal and a log line every 30 s elsewhere, with the last item's words."""
     last = started = time.monotonic()
-    for count, item in enumerate(
-        tqdm(done, label, total, unit=f" {unit}", leave=False, disable=not sys.stderr.isatty()), 1
-    ):
+    bar = tqdm(done, label, total, unit=f" {unit}", leave=False, disable=not sys.stderr.isatty())
+    for count, item in enumerate(bar, 1):
         yield item
+        bar.set_postfix_str(said := words(item))
         if not sys.stderr.isatty() and (now := time.monotonic()) - last > 30:
             last, left = now, (now - started) * (total - count) / count
-            log.info("%s %d/%d %s, about %.0f s left", label, count, total, unit, left)
+            log.info(
+                "%s", ", ".join(filter(None, [f"{label} {count}/{total} {unit}", said, f"about {left:.0f} s left"]))
+            )
 
 
 def _apply(function: Callable[[Any], Any], item: Any) -> Any:

@@ -19,6 +19,7 @@ import threading
 import time
 import uuid
 import warnings
+from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import wait
 from contextlib import closing
@@ -94,7 +95,7 @@ def map_parts(
         for receipt in _stream(todo[first : first + window], inputs, out, actors, high, light)
     )
     missing, there, twice = set(todo), 0, 0  # by another driver, or by an actor that died since
-    for receipt in track(_landing(receipts, work, out, len(todo)), out.name, len(todo), "parts"):
+    for receipt in track(_landing(receipts, work, out, len(todo)), out.name, len(todo), "parts", Tally()):
         missing.discard(receipt.part)
         made[receipt.part] = receipt.footer
         there, twice = there + (receipt.footer is None or receipt.in_vain), twice + receipt.in_vain
@@ -105,6 +106,26 @@ def map_parts(
     if there:
         log.info("%s: %d parts were there meanwhile, %d of them made twice", out.name, there, twice)
     return made
+
+
+class Tally:
+    """What a map has made so far, in words: tokens a second where its parts count them, and rows that are not ok."""
+
+    def __init__(self) -> None:
+        self.tokens, self.counts = 0.0, Counter[str]()
+        self.since: float | None = None  # the first part landed, as loading a model is no rate
+
+    def __call__(self, receipt: Envelope) -> str:
+        if receipt.footer is None:
+            return ""
+        self.counts.update(receipt.footer["counts"])
+        tokens = receipt.footer["figures"].get("num_tokens", 0)
+        if self.since is None:
+            self.since, tokens = time.monotonic(), 0
+        self.tokens += tokens
+        rate = self.tokens / max(time.monotonic() - self.since, 1e-3)
+        others = [f"{count:,} {status}" for status, count in sorted(self.counts.items()) if status != "ok"]
+        return ", ".join([f"{rate:,.0f} tokens/s"] * bool(self.tokens) + others)
 
 
 def _stream(

@@ -82,7 +82,9 @@ def stage_folder(root: Path, stage: str, run: str = "test") -> Path:
     return root / json.loads((root / "runs" / f"{run}.json").read_text())["folders"][stage]
 
 
-def save_random_model(out: Path, kind: str, *, bos: bool, vocab_size: int = 1024, layers: int = 2) -> Path:
+def save_random_model(
+    out: Path, kind: str, *, bos: bool, vocab_size: int = 1024, layers: int = 2, **shape: int
+) -> Path:
     """A small Llama or Qwen2 (grouped queries) of random weights, the same on every machine, and its BPE tokenizer."""
     import torch
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
@@ -101,13 +103,13 @@ def save_random_model(out: Path, kind: str, *, bos: bool, vocab_size: int = 1024
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=bpe, eos_token="<eos>", pad_token="<eos>", **({"bos_token": "<bos>"} if bos else {})
     )
-    shape = {
+    keys = {
         "vocab_size": len(tokenizer), "hidden_size": 128, "intermediate_size": 128, "num_hidden_layers": layers, "num_attention_heads": 4,
         "num_key_value_heads": 2, "max_position_embeddings": 4096, "eos_token_id": 0, "bos_token_id": 1 if bos else None,
-        "initializer_range": 0.2, "tie_word_embeddings": kind == "qwen2",
+        "initializer_range": 0.2, "tie_word_embeddings": kind == "qwen2", **shape,
     }  # fmt: skip
     torch.manual_seed(0)
-    model = Qwen2ForCausalLM(Qwen2Config(**shape)) if kind == "qwen2" else LlamaForCausalLM(LlamaConfig(**shape))
+    model = Qwen2ForCausalLM(Qwen2Config(**keys)) if kind == "qwen2" else LlamaForCausalLM(LlamaConfig(**keys))
     model.save_pretrained(out)
     tokenizer.save_pretrained(out)
     return out

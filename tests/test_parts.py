@@ -14,13 +14,13 @@ import pyarrow as pa
 import pytest
 
 from raypipe.config import Pool
-from raypipe.envelope import ATTEMPTS
+from raypipe.envelope import ATTEMPTS, Envelope
 from raypipe.errors import ConfigError, DataError
 from raypipe.folds import fold_parts, shards
 from raypipe.items import map_items
 from raypipe.ops.text import sample_id
 from raypipe.part import Table, commit_part, digest_of, read_footer
-from raypipe.parts import map_parts
+from raypipe.parts import Tally, map_parts
 from raypipe.session import ray_session
 from raypipe.sizing import fit_actors, room
 from raypipe.store import Folder
@@ -156,6 +156,19 @@ def test_several_datasets_are_one_map(source, tmp_path, monkeypatch):
     assert {part: footer["rows"] for part, footer in made.items()} == dict(zip(source.parts, SIZES, strict=True))
     with pytest.raises(DataError, match="row 9 is bad"):
         map_parts(partial(Double, 9), [source], Folder(str(tmp_path / "other")), pool=Pool(actors=(2, 2)))
+
+
+def test_progress_in_tokens_a_second(monkeypatch):
+    """From the first part on, as a model that loads for minutes is no rate; and what was not ok."""
+    monkeypatch.setattr("time.monotonic", iter([10.0, 10.0, 12.0]).__next__)
+    tally = Tally()
+    parts = [("p1", {"ok": 5}, 900), ("p2", {"ok": 3, "truncated": 1200, "duplicate": 2}, 4000)]
+    footers = [Envelope(name, footer={"counts": counts, "figures": {"num_tokens": n}}) for name, counts, n in parts]
+    assert [tally(receipt) for receipt in (Envelope("p0"), *footers)] == [
+        "",
+        "",
+        "2,000 tokens/s, 2 duplicate, 1,200 truncated",
+    ]
 
 
 @pytest.mark.slow

@@ -36,7 +36,9 @@ def make_scorer(
     """`max_length` tokens a sequence, at most `max_batch_tokens` a forward pass; `free_bytes` of memory may be taken."""
     if backend == "vllm":
         return VllmScorer(model, device, dtype, max_length, free_bytes, max_batch_tokens)
-    return TransformersScorer(model, device, dtype, max_batch_tokens)
+    from raypipe.models.packed import load_model
+
+    return TransformersScorer(load_model(model, dtype, device), max_batch_tokens)
 
 
 class TransformersScorer:
@@ -44,12 +46,12 @@ class TransformersScorer:
 
     errors: tuple[type[Exception], ...] = (RuntimeError, ValueError, IndexError, MemoryError)
 
-    def __init__(self, model: str, device: str, dtype: str, max_batch_tokens: int) -> None:
-        from raypipe.models.packed import head_of, load_model
+    def __init__(self, model: Any, max_batch_tokens: int) -> None:
+        """`model` attends as packed.load_model lets it."""
+        from raypipe.models.packed import head_of
 
-        self.device, self.max_batch_tokens = device, max_batch_tokens
-        self.model = load_model(model, dtype, device).eval()
-        self.head = head_of(self.model)
+        self.model, self.head, self.max_batch_tokens = model.eval(), head_of(model), max_batch_tokens
+        self.device = model.device.type
 
     def nll(self, sequences: Sequence[Tokens], num_context: Sequence[int]) -> NDArray[np.float64]:
         check_ids(sequences, self.model.get_input_embeddings().weight.shape[0])
@@ -84,8 +86,16 @@ class VllmScorer:
     """vLLM in this process; both passes of many samples in one `generate`, which schedules them by tokens, longer ones in pieces."""
 
     def __init__(
-        self, model: str, device: str, dtype: str, max_length: int, free_bytes: float, max_batch_tokens: int
+        self,
+        model: str,
+        device: str,
+        dtype: str,
+        max_length: int,
+        free_bytes: float,
+        max_batch_tokens: int,
+        **options: Any,
     ) -> None:
+        """`options` are vLLM's own."""
         os.environ |= {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_NO_USAGE_STATS": "1", "TORCHDYNAMO_DISABLE": "1"}
         os.environ["VLLM_ALLOW_LONG_MAX_MODEL_LEN"] = "1"  # for the token it must generate, which is never fed back
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
@@ -117,6 +127,7 @@ class VllmScorer:
             max_num_batched_tokens=limits.batch_tokens,
             enable_chunked_prefill=True,
             kv_cache_memory_bytes=limits.kv_bytes,
+            **options,
         )
         self.vocab_size = self.engine.llm_engine.model_config.get_vocab_size()
         self.sampling = SamplingParams(
