@@ -152,7 +152,9 @@ def add_up(footers: Iterable[Footer]) -> dict[str, Any]:
         "rows": sums["rows"],
         "bytes": sums["bytes"],
         "actor_s": round(sums["seconds"], 3),
-        "idle_s": round(sums["idle_s"], 3),  # of actors between two parts
+        "idle_share": round(
+            sums["idle_s"] / (sums["idle_s"] + sums["seconds"] or 1), 4
+        ),  # of actors, between two parts
         "counts": dict(sorted(counts.items())),
         "figures": dict(sorted(figures.items())),
     }

@@ -80,8 +80,8 @@ def test_one_part_is_prepared_while_another_is_computed(tmp_path):
     assert [envelope.tables[0]["n"].to_pylist() for envelope in made] == [[4, 6], [2]]
     assert function.most == 1 and len(function.threads) == 1 and threading.get_ident() not in function.threads
     assert [part for part, step in begun if step == "compute"] == ["part-1", "part-2"]
-    totals = add_up(write(envelope, out).footer for envelope in made)
-    assert totals["figures"] == {"num_tokens": 3} and 0 <= totals["idle_s"] < 10
+    second, first = (write(envelope, out).footer for envelope in made)
+    assert first["idle_s"] == 0 <= second["idle_s"] and add_up([first, second])["figures"] == {"num_tokens": 3}
 
 
 def test_a_part_whose_preparing_kills_its_process_is_named(tmp_path):
@@ -93,3 +93,11 @@ def test_a_part_whose_preparing_kills_its_process_is_named(tmp_path):
     with pytest.raises(DataError, match="part-9: its process died each of the 8 times"):
         call(Envelope("part-9", (pa.table({"n": [2]}),))).check()
     assert not call.function.prepared.is_set() and begun == {"prepare": 9, "compute": 0}
+
+
+def test_idle_share_by_hand():
+    """3 s of waiting beside 9 s of work; a stage that has not computed was not idle."""
+    footers = [
+        {"rows": 1, "bytes": 1, "counts": {}, "figures": {}, "seconds": 4.5, "idle_s": idle} for idle in (0.0, 3.0)
+    ]
+    assert add_up(footers)["idle_share"] == 0.25 and add_up([])["idle_share"] == 0

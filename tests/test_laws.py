@@ -42,7 +42,7 @@ BAD = [b"{", b"[1]", b'{"instruction": "x"}', b"{" * 900, b"\xff" * 600]
 LINES = st.lists(st.sampled_from([*GOOD, *BAD, b" "]), max_size=9).map(tuple)
 SLICES = st.lists(LINES, min_size=1, max_size=3).map(lambda slices: ((GOOD[0], *slices[0]), *slices[1:]))
 FAILURE = st.fixed_dictionaries({**FAULTY, "seed": st.integers(0, 9)})  # of the order of parts and slices
-TIMES = {"finished", "wall_s", "actor_s", "idle_s", "seconds", "made", "attempt"} | {
+TIMES = {"finished", "wall_s", "actor_s", "idle_s", "idle_share", "seconds", "made", "attempt"} | {
     "bytes"
 }  # seconds are in the footer
 HERE = threading.local()  # .memory: of the process that this thread plays

@@ -27,7 +27,7 @@ class SteadyScorer:
 
     def __init__(self, start: Callable[[int], Scorer], max_batch_tokens: int) -> None:
         self.start, self.max_batch_tokens, self.restarts = start, max_batch_tokens, 0
-        self.engine = start(max_batch_tokens)
+        self.engine = self._started()
 
     def nll(self, sequences: Sequence[Tokens], num_context: Sequence[int]) -> tuple[NDArray[np.float64], Refusals]:
         """[N] sums as a Scorer gives them, NaN for sequences that are refused, and why each was. DataError: the engine is broken."""
@@ -61,7 +61,17 @@ class SteadyScorer:
         self.restarts += 1
         log.warning("score: the engine starts anew with %d tokens a batch, as it said: %s", max_batch_tokens, said)
         self.engine.close()
-        self.max_batch_tokens, self.engine = max_batch_tokens, self.start(max_batch_tokens)
+        self.max_batch_tokens = max_batch_tokens
+        self.engine = self._started()
+
+    def _started(self) -> Scorer:
+        try:
+            return self.start(self.max_batch_tokens)
+        except (RuntimeError, ValueError, MemoryError, OSError, ImportError) as error:
+            raise DataError(
+                f"score: the engine does not start with {self.max_batch_tokens} tokens a batch: {_first_line(error)}. Out of memory: "
+                "give it a larger device, or one that nothing else uses. Otherwise: try the other score.backend"
+            ) from error
 
 
 def is_out_of_memory(error: BaseException) -> bool:
