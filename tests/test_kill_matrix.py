@@ -132,7 +132,7 @@ def digests(footers):
 @pytest.fixture(scope="module")
 def world(rgw, proxy, tmp_path_factory, embedder):
     folder = tmp_path_factory.mktemp("matrix")
-    model = save_random_model(folder / "qwen2", "qwen2", bos=False, layers=10)  # 0.4 s a part: time to be killed in
+    model = save_random_model(folder / "qwen2", "qwen2", bos=False, layers=2)
     environment = {**os.environ, **rgw.environment, "AWS_ENDPOINT_URL": proxy.endpoint, "OMP_NUM_THREADS": "1"}
     before = dict(os.environ)
     os.environ.update(environment)  # raylets, and what they start, get it from here

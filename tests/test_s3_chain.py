@@ -22,7 +22,6 @@ from raypipe.s3 import client
 from raypipe.store import Folder
 from tests.lakes import PROJECT, manifest, raypipe, stage_folder, wait_until, write_config, write_lake
 
-pytestmark = pytest.mark.slow
 TOKEN_S, RENEWED_S = 20, 5
 
 
@@ -62,6 +61,7 @@ def brief_tokens(rgw, folder: Path):
         thread.join()
 
 
+@pytest.mark.slow
 def test_a_token_that_does_not_tell_its_end(rgw, bucket, tmp_path, monkeypatch):
     """As in a file of credentials that something renews. Ceph calls the old one an unknown access key, which is else final."""
 
@@ -185,6 +185,7 @@ def is_complete(root: Folder, endpoint: str) -> None:
     assert sum(row["selected"] for row in rows) == counts["selected"] and len(rows) == sum(counts.values())
 
 
+@pytest.mark.slow
 def test_only_the_partitions_asked_for(rgw, bucket, tmp_path, random_model, embedder):
     """A lake of all languages, of which one is paid for."""
     write_lake(tmp_path / "day", num_samples=30, files=2)
@@ -201,6 +202,7 @@ def test_only_the_partitions_asked_for(rgw, bucket, tmp_path, random_model, embe
     assert raypipe("plan", config, "ingest.partitions={lang: [go]}").returncode == 2
 
 
+@pytest.mark.slow
 def test_an_object_that_is_overwritten_after_it_was_listed(rgw, bucket, tmp_path, random_model, embedder):
     """Its parts would bear the name of what it was, for ever."""
     write_lake(tmp_path / "lake", num_samples=60, files=2)
@@ -225,6 +227,7 @@ def start(*words: object, **environment: str) -> subprocess.Popen:
     return subprocess.Popen(command, cwd=PROJECT, env={**os.environ, **environment}, **pipes)
 
 
+@pytest.mark.slow
 def test_killed_training_goes_on_from_its_checkpoint(finished, rgw, bucket, tmp_path):
     """Checkpoints are written by all workers, object by object: the last whole one is what counts."""
     local, root = tmp_path / "root", Folder.at(f"{bucket}/root", rgw.endpoint)
@@ -246,9 +249,10 @@ def test_killed_training_goes_on_from_its_checkpoint(finished, rgw, bucket, tmp_
     _, alive = psutil.wait_procs(children, timeout=30)  # Ray's two agents, left out here, follow within two minutes
     assert not alive, "processes outlived their driver"
     before = losses(remote_folder(root, "train").read("metrics.jsonl"))
-    again = raypipe("run", *on_s3, "resources.train.workers=[1, 1]", **quickly)
+    seldom = "train.checkpoint_every_s=900"
+    again = raypipe("run", *on_s3, seldom, "resources.train.workers=[1, 1]", **quickly)
     assert again.returncode == 0, again.stderr
-    unbroken = raypipe("run", *words, f"storage.root={local}", **quickly)
+    unbroken = raypipe("run", *words, seldom, f"storage.root={local}", **quickly)
     assert unbroken.returncode == 0, unbroken.stderr
     wanted = losses((stage_folder(local, "train") / "metrics.jsonl").read_bytes())
     got = losses(remote_folder(root, "train").read("metrics.jsonl"))

@@ -123,7 +123,7 @@ class VllmScorer:
             disable_log_stats=True,
             max_model_len=max_length + 1,  # vLLM must generate one token
             block_size=block,
-            max_num_seqs=MAX_SEQUENCES,
+            max_num_seqs=min(MAX_SEQUENCES, limits.batch_tokens),
             max_num_batched_tokens=limits.batch_tokens,
             enable_chunked_prefill=True,
             kv_cache_memory_bytes=limits.kv_bytes,

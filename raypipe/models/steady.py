@@ -17,7 +17,8 @@ from raypipe.errors import DataError
 from raypipe.models.scorer import Scorer, Tokens
 
 log = logging.getLogger("raypipe")
-RESTARTS = 4  # of one engine: 8,192 tokens a batch become 512
+RESTARTS = 6  # of one engine: 8,192 tokens a batch become 128
+TOO_MANY = 16  # sequences, to believe that all are at fault and not the engine
 PROBE = [[0, 0]]  # any model scores this
 Refusals = dict[int, str]  # place of a sequence -> what the engine said
 
@@ -31,6 +32,15 @@ class SteadyScorer:
 
     def nll(self, sequences: Sequence[Tokens], num_context: Sequence[int]) -> tuple[NDArray[np.float64], Refusals]:
         """[N] sums as a Scorer gives them, NaN for sequences that are refused, and why each was. DataError: the engine is broken."""
+        sums, refused = self._nll(sequences, num_context)
+        if len(refused) == len(sequences) >= TOO_MANY:
+            raise DataError(
+                f"score: the engine refuses all {len(refused)} sequences of a part, as {refused[0]}. Give it more memory, or try the "
+                "other score.backend"
+            )
+        return sums, refused
+
+    def _nll(self, sequences: Sequence[Tokens], num_context: Sequence[int]) -> tuple[NDArray[np.float64], Refusals]:
         if not sequences:
             return np.zeros(0), {}
         try:
@@ -40,10 +50,10 @@ class SteadyScorer:
         # out of the except clause: its traceback holds what the failed pass had allocated
         if memory and len(sequences) > 1 and self.restarts < RESTARTS:
             self._restart(max(self.max_batch_tokens // 2, 1), said)
-            return self.nll(sequences, num_context)
+            return self._nll(sequences, num_context)
         if half := len(sequences) // 2:
-            sums, refused = self.nll(sequences[:half], num_context[:half])
-            others, refused_too = self.nll(sequences[half:], num_context[half:])
+            sums, refused = self._nll(sequences[:half], num_context[:half])
+            others, refused_too = self._nll(sequences[half:], num_context[half:])
             return np.concatenate([sums, others]), refused | {half + n: why for n, why in refused_too.items()}
         self._check_engine(said)
         return np.array([np.nan]), {0: said}

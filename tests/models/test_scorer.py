@@ -4,6 +4,10 @@ import gzip
 import itertools
 import json
 import math
+import os
+import subprocess
+import sys
+from functools import partial
 
 import numpy as np
 import pyarrow as pa
@@ -11,11 +15,12 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from raypipe.config import TEMPLATES, Config
 from raypipe.models.packed import load_tokenizer
 from raypipe.models.scorer import make_scorer, token_batches
+from raypipe.models.steady import SteadyScorer
 from raypipe.ops.ifd import exact_passes
 from raypipe.ops.tokens import anchor_ids, prompt_ids, text_ids
 from raypipe.stages.score import Score
@@ -160,3 +165,52 @@ def test_batches_hold_every_row_once_within_the_budget(lengths, most):
     batches = list(token_batches(lengths, most))
     assert sorted(place for batch in batches for place in batch) == list(range(len(lengths)))
     assert all(sum(lengths[place] for place in batch) <= most or len(batch) == 1 for batch in batches)
+
+
+SHORT_OF_MEMORY = """
+import os, resource, sys
+from functools import partial
+import psutil
+from raypipe.models.scorer import make_scorer
+from raypipe.models.steady import SteadyScorer
+
+backend, model, (max_batch_tokens, number, megabytes) = sys.argv[1], sys.argv[2], map(int, sys.argv[3:])
+scorer = SteadyScorer(partial(make_scorer, backend, model, "cpu", "float32", 2048, 20e9), max_batch_tokens)
+sequences = [[n % 90 + m % 7 for m in range(1900)] for n in range(number)]
+unbounded, _ = scorer.nll(sequences, [1] * number)
+resource.setrlimit(resource.RLIMIT_AS, (psutil.Process().memory_info().vms + (megabytes << 20),) * 2)
+bounded, refused = scorer.nll(sequences, [1] * number)
+print(scorer.restarts, len(refused), abs(bounded - unbounded).max(), file=sys.stderr)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("backend", "max_batch_tokens", "number", "megabytes"), [("transformers", 45_600, 24, 130), ("vllm", 2048, 3, 900)]
+)
+def test_engines_that_run_out_of_memory_go_on(backend, max_batch_tokens, number, megabytes, tmp_path):
+    """The real ones, of a process that may not have more address space: fewer tokens a batch, the same numbers."""
+    model = save_random_model(tmp_path / "model", "llama", bos=True)
+    config = AutoConfig.from_pretrained(model)
+    config.vocab_size = 40_000  # more than its tokenizer knows, as many models have: logits are what takes memory
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(config).save_pretrained(model)
+    words = [backend, model, max_batch_tokens, number, megabytes]
+    command = [sys.executable, "-c", SHORT_OF_MEMORY, *map(str, words)]
+    glibc = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": "1000000"}  # else it keeps addresses that are free
+    environment = {**os.environ, **glibc, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr[-3000:]
+    restarts, refused, worst = done.stderr.splitlines()[-1].split()
+    assert (int(restarts) > 0, refused) == (True, "0") and float(worst) < 1e-2, done.stderr[-3000:]
+
+
+@pytest.mark.parametrize("backend", ["transformers", pytest.param("vllm", marks=pytest.mark.slow)])
+def test_an_id_beyond_the_vocabulary_costs_only_its_row(backend, tmp_path):
+    """A tokenizer larger than its model: on a GPU the id would end the whole process."""
+    model = str(save_random_model(tmp_path / "model", "qwen2", bos=False))
+    scorer = SteadyScorer(partial(make_scorer, backend, model, "cpu", "float32", 64, 4e9), 64)
+    (alone,), _ = scorer.nll([[1, 2, 3]], [1])
+    sums, refused = scorer.nll([[5, 6], [1, 2, 3], [7, 10**6]], [1, 1, 1])
+    assert list(refused) == [2] and "token id 1000000" in refused[2]
+    assert np.isnan(sums).tolist() == [False, False, True] and sums[1] == pytest.approx(alone, rel=1e-6)

@@ -61,6 +61,7 @@ tokens = st.lists(st.integers(0, 50), min_size=2, max_size=8)
 @given(st.lists(st.tuples(tokens, st.booleans()), max_size=30))
 def test_a_refused_sequence_costs_only_itself(rows):
     """In a batch of thousands one odd row must neither stop the run nor take others with it."""
+    rows = [*rows, ([1, 2], False)]
     sequences = [[*ids, BAD] if bad else ids for ids, bad in rows]
     scorer, engines = steady()
     sums, refused = scorer.nll(sequences, [1] * len(rows))
@@ -74,6 +75,7 @@ def test_a_refused_sequence_costs_only_itself(rows):
 @given(st.integers(2, 200), st.lists(tokens, min_size=12, max_size=30))
 def test_out_of_memory_halves_the_batches(room, sequences):
     """A long part late in the lake must not end the run, nor be lost."""
+    sequences = [*sequences, [1, 2]]
     scorer, engines = steady(256, room=room)
     sums, refused = scorer.nll(sequences, [1] * len(sequences))
     lost = {n for n, ids in enumerate(sequences) if len(ids) > room}
@@ -96,6 +98,25 @@ def test_a_broken_engine_stops_the_work(broken):
     with pytest.raises(DataError, match=r"engine is broken.* said: RuntimeError: device-side assert.* score.backend"):
         scorer.nll([[1, 2]] * 50 + [[1, POISON]], [1] * 51)
     assert len(engines) == 1
+
+
+def test_an_engine_that_refuses_everything_stops_the_work():
+    """With too little memory for any sequence of a part, a lake would end as engine_error."""
+    scorer, _ = steady()
+    with pytest.raises(
+        DataError, match=r"refuses all 20 sequences of a part, as ValueError: refused\. Give it more memory"
+    ):
+        scorer.nll([[1, BAD]] * 20, [1] * 20)
+
+
+def test_an_engine_that_does_not_start_says_why():
+    def start(tokens):
+        raise RuntimeError("CUDA out of memory. Tried to allocate 2 GiB\nmuch more")
+
+    with pytest.raises(
+        DataError, match=r"does not start with 64 tokens a batch: RuntimeError: CUDA out of memory\. Tried"
+    ):
+        SteadyScorer(start, 64)
 
 
 def test_nothing_to_score():
