@@ -15,12 +15,14 @@ from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
+from raypipe import container
+from raypipe.container import STORE_SHARE, memory_bytes
 from raypipe.errors import ConfigError
 from raypipe.identity import package_versions
 from raypipe.local import refusals
 from raypipe.screen import size
 
-STORE_SHARE, STORE_BYTES = 0.3, 200e9  # of memory, and at most, which Ray takes for its object store
+STORE_BYTES = 200e9  # at most, which Ray takes for its object store
 DISK_FULL = 0.95  # Ray makes no object any more on a disk that is fuller
 SMI = ("nvidia-smi", "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader")
 SMI_S = 10.0  # a GPU that hangs does not answer
@@ -39,21 +41,12 @@ def versions() -> str:
 
 def cpus() -> str:
     """As many as this process may use; a container's quota counts."""
-    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    quota, _, period = _cgroup("cpu.max").partition(" ")
-    share = int(quota) / int(period) if quota.isdigit() and period else float("inf")
-    return f"{min(allowed, share):g}" + (f" of {os.cpu_count()}" if min(allowed, share) != os.cpu_count() else "")
+    count = container.cpus()
+    return f"{count:g}" + (f" of {os.cpu_count()}" if count != os.cpu_count() else "")
 
 
 def memory() -> str:
     return size(memory_bytes())
-
-
-def memory_bytes() -> int:
-    """Of the machine, or what its container may use."""
-    limit = _cgroup("memory.max")
-    whole = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return min(whole, int(limit)) if limit.isdigit() else whole
 
 
 def shared_memory(mount: str = "/dev/shm") -> str:
@@ -141,9 +134,3 @@ def _unmet() -> Iterator[str]:
             found = "none"
         if found == "none" or not wanted.specifier.contains(found, prereleases=True):
             yield f"{wanted.name} {found}, wanted {wanted.specifier or 'any'}"
-
-
-def _cgroup(name: str) -> str:
-    """A limit of this container, by cgroup v2; empty where there is none."""
-    path = Path("/sys/fs/cgroup", name)
-    return path.read_text().strip() if path.is_file() else ""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import sys
 from collections.abc import Sequence
 
@@ -11,8 +10,8 @@ import psutil
 import ray
 
 from raypipe.config import Pool
+from raypipe.container import STORE_SHARE, cpus, memory_bytes
 from raypipe.errors import ConfigError
-from raypipe.machine import STORE_SHARE, memory_bytes
 
 log = logging.getLogger("raypipe")
 ACTOR_CPUS, IO_CPUS = 0.9, 0.1
@@ -30,7 +29,7 @@ def free_bytes(pool: Pool) -> float:
 
         free, whole = torch.cuda.mem_get_info()
         return float(min(free, whole * min(pool.gpus, 1.0)))
-    actors = min(os.cpu_count() or 1, pool.actors[1] if pool.actors else sys.maxsize)
+    actors = min(max(cpus(), 1.0), pool.actors[1] if pool.actors else sys.maxsize)
     return float(min(psutil.virtual_memory().available, (1 - STORE_SHARE) * memory_bytes() / actors))
 
 

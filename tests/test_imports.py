@@ -24,7 +24,8 @@ MAY_IMPORT = {  # of raypipe, beside itself; a module that is not here may impor
     "stopping": {"errors"},
     "owner": {"errors", "stopping", "store"},
     "gate": set(),
-    "sizing": {"config", "errors", "machine"},
+    "container": set(),
+    "sizing": {"config", "container", "errors"},
     "items": {"envelope", "errors", "sizing", "stopping"},
     "folds": {"config", "items", "part", "sizing"},
     "session": {"stopping"},
@@ -66,7 +67,7 @@ MAY_IMPORT = {  # of raypipe, beside itself; a module that is not here may impor
     "screen": {"identity", "pipeline", "store"},
     "progress": {"owner", "pipeline", "screen", "stage", "store"},
     "garbage": {"errors", "local", "pipeline", "screen", "store"},
-    "machine": {"errors", "identity", "local", "screen"},
+    "machine": {"container", "errors", "identity", "local", "screen"},
     "reach": {"config", "errors", "identity", "lake", "local", "machine", "s3", "s3_errors", "screen", "store"},
     "doctor": {"config", "errors", "machine", "reach", "s3", "store"},
 }
