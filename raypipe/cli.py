@@ -42,7 +42,10 @@ def _run(options: argparse.Namespace) -> None:
 
 def _plan(options: argparse.Namespace) -> None:
     with patience(pipeline.PLAN_PATIENCE_S):
-        print(_shown(pipeline.plan(load_config(options.config, options.overrides), options.from_stage)))
+        planned = pipeline.plan(load_config(options.config, options.overrides), options.from_stage)
+        if options.measure and not planned["score"].done:
+            pipeline.measure(planned)
+        print(_shown(planned), *screen.cost_words(planned), sep="\n")
 
 
 def _status(options: argparse.Namespace) -> None:
@@ -109,6 +112,7 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--repair", metavar="STAGE", help="check this stage's parts first; damaged ones are made again")
     run.set_defaults(verb=_run)
     plan = verbs.add_parser("plan", help="what would run, what is done; starts nothing")
+    plan.add_argument("--measure", action="store_true", help="score 500 rows here, to know what scoring will cost")
     plan.set_defaults(verb=_plan)
     doctor = verbs.add_parser("doctor", help="versions, accelerators, credentials, reach of every path of a config")
     doctor.set_defaults(verb=_doctor)

@@ -163,6 +163,7 @@ class Resources(Section):
     """How fast, never what: no part of any identity."""
 
     accelerator: str | None = None  # Ray accelerator_type
+    max_gpu_hours: Annotated[float, Field(gt=0)] | None = None  # of scoring; a run that would take more is not started
     embed: Pool = Pool()
     cluster: Pool = Pool()
     score: ScorePool = ScorePool()

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import json
 import logging
+import platform
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from raypipe import stopping
+from raypipe import cost, stopping
 from raypipe.config import Config
 from raypipe.errors import ConfigError, DataError
 from raypipe.identity import model_identity, pinned_model, resolved_backend
@@ -154,6 +155,8 @@ def run(config: Config, *, from_stage: str | None = None, until: str | None = No
         planned = plan(config, from_stage)
         wanted = planned.stages[: STAGE_NAMES.index(until) + 1] if until else planned.stages
         due = repair is not None or any(not step.done for step in wanted)
+        if planned["score"] in wanted and not planned["score"].done:
+            _check_budget(planned)
         _check_lake_can_be_read(planned)
         _record(planned, rewrite=due)
     if due:
@@ -167,6 +170,38 @@ def run(config: Config, *, from_stage: str | None = None, until: str | None = No
                 stopping.check(planned.config.storage.root)
                 planned = planned.having(name, _finished(planned, planned[name]))
     return planned
+
+
+def cost_of_scoring(planned: Plan) -> cost.Cost | None:
+    """None while nobody knows how many rows there are."""
+    ingest = planned["ingest"].manifest
+    return None if ingest is None else cost.cost_of_scoring(planned["score"].folder, ingest)
+
+
+def measure(planned: Plan) -> None:
+    """Scores some rows in this process, and remembers what that took for whoever plans or runs this scoring."""
+    from raypipe.stages import score
+
+    ingest, clean = planned["ingest"], planned["clean"]
+    if ingest.manifest is None:
+        raise ConfigError(
+            "--measure: ingest is not finished, wanted its rows. Make them by: raypipe run CONFIG --until clean   (no GPU needed)"
+        )
+    samples = open_table(ingest.folder, ingest.manifest)
+    status = open_table(clean.folder, clean.manifest) if clean.manifest else None
+    cost.remember(planned["score"].folder, score.measure(planned.config, samples, status), platform.node())
+
+
+def _check_budget(planned: Plan) -> None:
+    resources = planned.config.resources
+    if resources.max_gpu_hours is not None and resources.score.gpus:
+        known = cost_of_scoring(planned)
+        if known is None:
+            raise ConfigError(
+                "resources.max_gpu_hours: how many rows there are is unknown. Make them by: raypipe run CONFIG --until clean"
+                "   (no GPU needed)"
+            )
+        cost.check_budget(known, resources.score, resources.max_gpu_hours)
 
 
 def _finished(planned: Plan, step: Planned) -> Mapping[str, Any]:

@@ -10,6 +10,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from raypipe.cost import MEASURED
 from raypipe.owner import TAKE_OVER_S
 from raypipe.pipeline import recorded_runs
 from raypipe.screen import Manifests, aligned, duration, summary
@@ -66,6 +67,7 @@ def _done(stage: str, folder: Folder, manifest: Mapping[str, Any]) -> tuple[str,
 def _open(stage: str, folder: Folder, wanted: list[str] | None) -> tuple[str, ...]:
     """`wanted` are the parts of ingest: what is there of another lake counts nothing."""
     ages_s = {found.uri[len(folder.path) + 1 :]: found.age_s for found in folder.walk()}
+    ages_s.pop(MEASURED, None)  # by `plan --measure`
     if not ages_s:
         return stage, folder.name, "-", "-", "to do"
     there = {name for name in ages_s if name.startswith("part-")}

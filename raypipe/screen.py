@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
+from raypipe.cost import MEASURE
 from raypipe.identity import package_versions
-from raypipe.pipeline import Plan
+from raypipe.ops.estimate import Interval
+from raypipe.pipeline import Plan, cost_of_scoring
 from raypipe.store import Folder
 
 Manifests = Mapping[str, Mapping[str, Any]]  # of the finished stages of a run
@@ -43,6 +45,32 @@ def summary(folders: Mapping[str, Folder], manifests: Manifests) -> str:
     if "train" in manifests:
         lines.append(f"model   {folders['train'].uri('model')}")
     return "\n".join(lines)
+
+
+def cost_words(planned: Plan) -> list[str]:
+    """What is left of scoring: rows, tokens, time, accelerator-hours (CPU-hours without accelerators), each with its 95 % interval."""
+    if planned["score"].done:
+        return []
+    cost, pool = cost_of_scoring(planned), planned.config.resources.score
+    if cost is None or cost.tokens is None or cost.seconds is None or cost.cpu_s is None:
+        rows = "" if cost is None else f"{cost.rows:,} rows, "
+        return [
+            f"scoring: {rows}cost unknown: {'ingest is not finished' if cost is None else f'no part is. {MEASURE}'}"
+        ]
+    actors = pool.actors[1] if pool.actors else 1
+    time_h = cost.seconds.times(1 / actors / 3600)
+    bill = (cost.seconds.times(pool.gpus) if pool.gpus else cost.cpu_s).times(1 / 3600)
+    words = [
+        f"{cost.rows:,} rows",
+        f"{_spread(cost.tokens.times(1e-6))} M tokens",
+        f"{_spread(time_h)} h on {actors} actor{'s' * (actors > 1)}",
+        f"{_spread(bill)} {'GPU' if pool.gpus else 'CPU'}-h",
+    ]
+    return [f"scoring: {', '.join(words)}; from {cost.basis}"]
+
+
+def _spread(value: Interval) -> str:
+    return f"{value.mid:.3g}" + (f" ({value.low:.3g} to {value.high:.3g})" if value.low == value.low else "")
 
 
 def planted(account: Mapping[str, int]) -> str:

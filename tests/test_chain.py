@@ -1,6 +1,7 @@
 """The whole chain by the command line on a small lake, and what a rerun of it costs."""
 
 import json
+import re
 import shutil
 
 import pyarrow.parquet as pq
@@ -151,6 +152,29 @@ def test_plan_and_status_read_storage_alone(copy):
             line.split()[0] == "score" and line.split()[-1] == "done" for line in said.splitlines() if line.strip()
         )
         assert any(line.split()[0] == "train" and line.endswith("to do") for line in said.splitlines() if line.strip())
+
+
+def test_what_scoring_will_cost(copy):
+    """Nobody rents GPUs on a guess: unknown until some rows were scored, or some parts are."""
+    root, words = copy
+    made, folder = manifest(root, "score"), stage_folder(root, "score")
+    shutil.rmtree(folder)
+    unknown = raypipe("plan", *words)
+    assert f"scoring: {made['rows']} rows, cost unknown" in unknown.stdout and "--measure" in unknown.stdout
+    on_gpus = [*words, "resources.score.gpus=1", "resources.max_gpu_hours=0.0001"]
+    refused = raypipe("run", *on_gpus)
+    assert refused.returncode == 2 and "rows costs is unknown. Measure it by" in refused.stderr
+    measured = raypipe("plan", *words, "--measure")
+    assert measured.returncode == 0, measured.stderr
+    (line,) = (line for line in measured.stdout.splitlines() if line.startswith("scoring: "))
+    assert f"{made['rows']} rows, " in line and "CPU-h; from" in line and "rows measured on" in line
+    assert any(line.startswith("score ") and line.endswith("to do") for line in measured.stdout.splitlines())
+    millions, low, high = map(float, re.search(r"([\d.e-]+) \(([\d.e-]+) to ([\d.e-]+)\) M tokens", line).groups())
+    assert low * 0.9e6 < made["figures"]["num_tokens"] < high * 1.1e6 and low < millions < high
+    refused = raypipe("run", *on_gpus)
+    assert (
+        refused.returncode == 2 and "GPU-h, wanted at most 0.0001" in refused.stderr and "ray on" not in refused.stderr
+    )
 
 
 def test_read_gives_a_dataset(finished):

@@ -8,6 +8,7 @@ sums and the IFD are null but of ok and, with `score.on_overflow: truncate`, of 
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -17,13 +18,14 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from raypipe.config import Config
+from raypipe.cost import Batch
 from raypipe.identity import fetched_model
 from raypipe.models.packed import load_tokenizer, max_positions
 from raypipe.models.scorer import Scorer, make_scorer
 from raypipe.models.steady import Refusals, SteadyScorer
 from raypipe.ops.ifd import Passes, authors_passes, exact_passes, ifd
 from raypipe.ops.tokens import anchor_ids, prompt_ids, prompt_texts, text_ids
-from raypipe.part import with_figures
+from raypipe.part import Table, figures_of, with_figures
 from raypipe.parts import map_parts
 from raypipe.sizing import device_of, free_bytes
 from raypipe.stage import Inputs, Result
@@ -41,6 +43,29 @@ def run(config: Config, inputs: Inputs, out: Folder) -> Result:
         calls=2,
     )
     return Result(parts, {"backend": config.score.backend, "dtype": config.score.dtype})
+
+
+def measure(
+    config: Config, ingest: Table, clean: Table | None, num_rows: int = 500, num_batches: int = 10
+) -> list[Batch]:
+    """What `num_rows` rows, drawn at random from some parts, cost here; in batches, of which one more is not counted."""
+    rng = np.random.default_rng(0)
+    parts = rng.permutation(ingest.parts)[: num_batches + 1].tolist()
+    each = -(-num_rows * (num_batches + 1) // num_batches // len(parts))
+    drawn = []
+    for part in parts:
+        samples = ingest.only("sample_id", "instruction", "response").read(part)
+        status = clean.only("status").read(part).column("status") if clean else pa.array(["ok"] * len(samples))
+        rows = rng.permutation(len(samples))[:each]
+        drawn.append(samples.replace_schema_metadata().append_column("status", status).take(rows))
+    rows = pa.concat_tables(drawn)
+    score, batches = Score(config), []
+    for places in np.array_split(rng.permutation(len(rows)), min(num_batches + 1, len(rows))):
+        started, table = time.perf_counter(), rows.take(places)
+        made = score(score.prepare([table, table]))
+        figures = figures_of(made)
+        batches.append(Batch(len(table), figures["num_tokens"], time.perf_counter() - started, figures["cpu_s"]))
+    return batches[1:]
 
 
 STATUSES = (
@@ -70,6 +95,7 @@ class Score:
             free_bytes(config.resources.score),
         )
         self.scorer = SteadyScorer(start, config.resources.score.max_batch_tokens)
+        self.cpu_before = time.process_time()
 
     def prepare(self, tables: Sequence[pa.Table]) -> tuple[pa.Table, pa.Table, Passes]:
         samples, clean = tables
@@ -98,7 +124,13 @@ class Score:
         num_response = num_tokens_N2[:, 0] + np.where(scored, 0, passes.num_lost)
         table = _table(samples.column("sample_id"), num_prompt, num_response, nll_N2, ratio, status, evidence)
         num_tokens = sum(len(ids) for n in rows for ids in passes.sequences[n])  # of both passes, context too
-        return with_figures(table, num_tokens=num_tokens, engine_restarts=self.scorer.restarts - restarts)
+        cpu_s, self.cpu_before = (
+            time.process_time() - self.cpu_before,
+            time.process_time(),
+        )  # with what was prepared meanwhile
+        return with_figures(
+            table, num_tokens=num_tokens, engine_restarts=self.scorer.restarts - restarts, cpu_s=round(cpu_s, 3)
+        )
 
     def _passes(self, instructions: list[str], responses: list[str]) -> Passes:
         if self.rule == "exact":

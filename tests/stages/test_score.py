@@ -99,7 +99,8 @@ def test_what_fits_is_scored_where_it_is_asked_for(config):
     config = config.model_copy(update={"score": config.score.model_copy(update={"on_overflow": "truncate"})})
     scorer = FakeScorer()
     found = made(Score(config, scorer), tables(["y " * 500, "x = 1"], ["ok", "ok"]))
-    assert figures_of(found) == {"num_tokens": sum(scorer.seen), "engine_restarts": 0}
+    figures = figures_of(found)
+    assert figures.pop("cpu_s") > 0 and figures == {"num_tokens": sum(scorer.seen), "engine_restarts": 0}
     cut = (rows := found.to_pylist())[0]
     assert [row["status"] for row in rows] == ["truncated", "ok"]
     assert cut["num_instruction_tokens"] + cut["num_response_tokens"] == 200 == max(scorer.seen)
