@@ -5,7 +5,7 @@
 From instruction and response as text to an IFD a row, one thread, each way in a process of its own, in interleaved rounds;
 loading is not counted. The tokens are those of exact scoring, both passes, whoever scores: what is compared is the cost of the
 same rows. Data-Juicer is installed beside the environment (build/rivals); its operator gives ratios of losses, in its own
-template. "vLLM raw" is the engine alone on ready token ids: its results are thrown away.
+template. "vLLM raw" is the engine alone on ready token ids: its results are thrown away. At the end, what bfloat16 does to an IFD.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from benchmarks.record import PROJECT, circumstances, record
 
 RAW_SHARE = 0.95  # of vLLM's raw rate, by our vLLM backend with the same settings
 ROW_BY_ROW, PADDED = 1.5, 3.0  # times their rates, by the packed backend in bfloat16
-ROUNDS, NUM_ROWS, MAX_LENGTH, BATCH_TOKENS = 5, 200, 2048, 4096
+ROUNDS, NUM_ROWS, TRAINED_ON, MAX_LENGTH, BATCH_TOKENS = 5, 200, 5000, 2048, 4096
 ROWS = PROJECT.parent / "shared" / "data" / "code_alpaca_20k" / "part-00.jsonl.gz"
 TEMPLATE = "Question:\n{instruction}\n\nAnswer:\n"
 RIVALS = PROJECT / "build" / "rivals"
@@ -109,13 +109,24 @@ def ours(model: str, rows: Rows, backend: str, dtype: str) -> Way:
     import pyarrow as pa
 
     score = make_score(model, backend, dtype)
-    instructions, responses = zip(*rows, strict=True)
+    instructions, responses = map(list, zip(*rows, strict=True))
     ids = [str(n) for n in range(len(rows))]
-    tables = [
-        pa.table({"sample_id": ids, "instruction": instructions, "response": responses}),
-        pa.table({"status": ["ok"] * len(rows)}),
-    ]
-    return lambda: score(score.prepare(tables))
+    samples = pa.table({"sample_id": ids, "instruction": instructions, "response": responses})
+    return lambda: score(score.prepare([samples, pa.table({"status": ["ok"] * len(rows)})]))
+
+
+def error_of_bfloat16(model: str, rows: Rows, backend: str) -> dict[str, float]:
+    """Against float32 of the packed backend: quantiles over rows of the error of an IFD, and how the order of rows changes."""
+    import numpy as np
+    from scipy.stats import spearmanr
+
+    exact, rounded = (
+        ours(model, rows, *which)().column("ifd").to_numpy()
+        for which in (("transformers", "float32"), (backend, "bfloat16"))
+    )
+    error = np.abs(rounded / exact - 1)
+    quantiles = {f"p{round(100 * q)}": float(np.quantile(error, q)) for q in (0.5, 0.9, 0.99, 1.0)}
+    return {**quantiles, "rank correlation": float(spearmanr(exact, rounded).statistic)}
 
 
 def raw(model: str, rows: Rows, dtype: str) -> Way:
@@ -211,24 +222,26 @@ def rounds(model: str, rows: Path, log: Path) -> dict[str, list[float]]:
     return seconds
 
 
-def read_rows(path: Path) -> Rows:
+def read_rows(path: Path, most: int = NUM_ROWS) -> Rows:
     """Of CodeAlpaca's columns, those with an instruction and a response."""
     with gzip.open(path, "rt") if path.suffix == ".gz" else path.open() as file:
         samples = [json.loads(line) for line in file]
     pairs = [("\n".join(filter(None, (s["instruction"], s.get("input")))), s["output"]) for s in samples]
-    return [pair for pair in pairs if all(map(str.strip, pair))][:NUM_ROWS]
+    return [pair for pair in pairs if all(map(str.strip, pair))][:most]
 
 
-def set_up() -> str:
-    """Installs the rival that is not part of raypipe, and makes the model; returns its folder."""
-    from tests.lakes import save_random_model
+def set_up(rows: Rows) -> str:
+    """Installs the rival that is not part of raypipe, and trains a small Qwen2 on the rows, so that scores mean something."""
+    from raypipe.models.tiny import train_tiny_model
 
     if not (RIVALS / "data_juicer").is_dir():
         install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(RIVALS)]
         subprocess.run([*install, *DATA_JUICER.split()], check=True)
-    shape = {"hidden_size": 256, "intermediate_size": 768, "num_attention_heads": 4}
     folder = RIVALS.parent / "score-model"
-    return str(save_random_model(folder, "qwen2", bos=False, vocab_size=4096, layers=4, **shape))
+    if not folder.is_dir():
+        shape = {"vocab_size": 4096, "hidden_size": 256, "num_layers": 4}
+        train_tiny_model(rows, folder, template=TEMPLATE, **shape)
+    return str(folder)
 
 
 def check(rate: dict[str, float]) -> dict[str, tuple[float, float]]:
@@ -253,7 +266,7 @@ def main() -> int:
         contest(words.contestant, words.model, rows)
         return 0
     found = circumstances()
-    model = set_up()
+    model = set_up(read_rows(words.rows, TRAINED_ON))
     lengths = list(map(len, sequences(model, rows)))
     print(f"{len(rows)} rows, {sum(lengths)} tokens in both passes, the longest sequence {max(lengths)}")
     seconds = rounds(model, words.rows, RIVALS.parent / "score.log")
@@ -261,9 +274,15 @@ def main() -> int:
     median = {name: statistics.median(by_round) for name, by_round in rates.items()}
     for name, by_round in rates.items():
         print(f"{name:22} {median[name]:8,.0f} tokens a CPU second ({by_round[0]:,.0f} to {by_round[-1]:,.0f})")
+    errors = {backend: error_of_bfloat16(model, rows, backend) for backend in ("transformers", "vllm")}
+    for backend, error in errors.items():
+        print(f"bfloat16, {backend}: error of IFD {', '.join(f'{name} {value:.2g}' for name, value in error.items())}")
     promises = check(median)
     goals = {name: {"got": round(got, 3), "goal": goal} for name, (got, goal) in promises.items()}
-    record("score", {**found, "rows": len(rows), "tokens": sum(lengths), "rates": rates, "goals": goals})
+    record(
+        "score",
+        {**found, "rows": len(rows), "tokens": sum(lengths), "rates": rates, "bfloat16": errors, "goals": goals},
+    )
     for name, (got, goal) in promises.items():
         print(f"{name:36} {got:.3f} (goal {goal}){'' if got >= goal else '  MISSED'}")
     return int(any(got < goal for got, goal in promises.values()))
