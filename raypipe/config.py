@@ -152,6 +152,13 @@ class Pool(Section):
 class ScorePool(Pool):
     max_batch_tokens: Annotated[int, Field(ge=16)] = 8192  # per forward pass
 
+    @field_validator("gpus")
+    @classmethod
+    def _whole(cls, gpus: float) -> float:
+        if gpus > 1 and gpus != int(gpus):
+            raise ValueError(f"a part of one GPU, or a whole number of them that share a model, expected, got {gpus:g}")
+        return gpus
+
 
 class TrainWorkers(Section):
     gpus: Annotated[float, Field(ge=0)] = 0.0  # per worker

@@ -26,11 +26,13 @@ class Budget:
     kv_bytes: int
 
 
-def budget(config: Any, dtype: str, free_bytes: float, max_length: int, max_batch_tokens: int, block: int) -> Budget:
+def budget(
+    config: Any, dtype: str, free_bytes: float, max_length: int, max_batch_tokens: int, block: int, gpus: int = 1
+) -> Budget:
     """Of a causal language model of this transformers configuration, for sequences of at most `max_length` tokens.
 
-    At most `max_batch_tokens` a step, fewer where `free_bytes` do not hold more. `block` is the KV cache's unit in tokens:
-    each sequence of a step may leave one all but empty.
+    At most `max_batch_tokens` a step, fewer where `free_bytes` do not hold more, of each of the `gpus` that share weights and
+    cache. `block` is the KV cache's unit in tokens: each sequence of a step may leave one all but empty.
     """
     itemsize, text = getattr(torch, dtype).itemsize, config.get_text_config()
     width = getattr(text, "intermediate_size", None) or 4 * text.hidden_size
@@ -40,9 +42,9 @@ def budget(config: Any, dtype: str, free_bytes: float, max_length: int, max_batc
     )  # of a token
     heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
     head_dim = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-    kv_bytes = 2 * text.num_hidden_layers * heads * head_dim * itemsize  # of a token
+    kv_bytes = 2 * text.num_hidden_layers * -(-heads // gpus) * head_dim * itemsize  # of a token
     kept = max_length + MAX_SEQUENCES * block  # tokens of the cache beside a step's own
-    left = MARGIN * free_bytes - weight_bytes(config, itemsize) - kept * kv_bytes
+    left = MARGIN * free_bytes - weight_bytes(config, itemsize) / gpus - kept * kv_bytes
     fits = (left - max_length * logit_bytes) / (layer_bytes + kv_bytes)  # with logits of one whole sequence
     if fits < max_length:
         fits = left / (layer_bytes + kv_bytes + logit_bytes)

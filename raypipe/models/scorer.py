@@ -15,6 +15,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from raypipe.errors import ConfigError
 from raypipe.ops.hub import split_revision
 from raypipe.ops.tokens import IGNORED
 
@@ -31,11 +32,22 @@ class Scorer(Protocol):
 
 
 def make_scorer(
-    backend: str, model: str, device: str, dtype: str, max_length: int, free_bytes: float, max_batch_tokens: int
+    backend: str,
+    model: str,
+    device: str,
+    dtype: str,
+    max_length: int,
+    free_bytes: float,
+    max_batch_tokens: int,
+    *,
+    gpus: float = 1,
 ) -> Scorer:
-    """`max_length` tokens a sequence, at most `max_batch_tokens` a forward pass; `free_bytes` of memory may be taken."""
+    """`max_length` tokens a sequence, at most `max_batch_tokens` a forward pass; `free_bytes` of memory may be taken, on each GPU."""
     if backend == "vllm":
-        return VllmScorer(model, device, dtype, max_length, free_bytes, max_batch_tokens)
+        shards = {"tensor_parallel_size": int(gpus)} if gpus > 1 else {}
+        return VllmScorer(model, device, dtype, max_length, free_bytes, max_batch_tokens, **shards)
+    if gpus > 1:
+        raise ConfigError(f"resources.score.gpus: {gpus:g}, wanted at most 1 for score.backend=transformers. Use vllm")
     from raypipe.models.packed import load_model
 
     return TransformersScorer(load_model(model, dtype, device), max_batch_tokens)
@@ -112,7 +124,8 @@ class VllmScorer:
         self.errors: tuple[type[Exception], ...] = (RuntimeError, ValueError, IndexError, MemoryError, refusals)
         name, revision = split_revision(model)
         block = 16 if device == "cuda" else 128
-        limits = budget(load_config(model), dtype, free_bytes, max_length + 1, max_batch_tokens, block)
+        gpus = options.get("tensor_parallel_size", 1)
+        limits = budget(load_config(model), dtype, free_bytes, max_length + 1, max_batch_tokens, block, gpus)
         self.engine: Any = LLM(
             name,
             revision=revision,

@@ -93,6 +93,7 @@ class Score:
             config.score.dtype,
             self.max_length,
             free_bytes(config.resources.score),
+            gpus=config.resources.score.gpus,
         )
         self.scorer = SteadyScorer(start, config.resources.score.max_batch_tokens)
         self.cpu_before = time.process_time()
