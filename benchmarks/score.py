@@ -2,10 +2,11 @@
 
     .venv/bin/python benchmarks/score.py             # about 15 minutes; rows of ../shared/data, or of --rows FILE (json lines)
 
-From instruction and response as text to an IFD a row, one thread, each way in a process of its own, in interleaved rounds;
-loading is not counted. The tokens are those of exact scoring, both passes, whoever scores: what is compared is the cost of the
-same rows. Data-Juicer is installed beside the environment (build/rivals); its operator gives ratios of losses, in its own
-template. "vLLM raw" is the engine alone on ready token ids: its results are thrown away. At the end, what bfloat16 does to an IFD.
+From instruction and response as text to an IFD a row, one thread, in interleaved rounds; loading is not counted. Each engine has
+a process of its own, and vLLM's raw rate, `generate` alone on ready token ids, is that of the very engine of our vLLM backend.
+The tokens are those of exact scoring, both passes, whoever scores: what is compared is the cost of the same rows. Data-Juicer is
+installed beside the environment (build/rivals); its operator gives ratios of losses, in its own template. At the end, what
+bfloat16 does to an IFD.
 """
 
 from __future__ import annotations
@@ -40,10 +41,10 @@ py-data-juicer==1.6.1 tomli==2.5.0 zstandard==0.25.0 datasets==5.2.0 multiproces
 emoji==2.16.0 jsonargparse==4.53.0 beautifulsoup4==4.15.0 soupsieve==4.1.2 tabulate==0.10.0
 """
 Rows = list[tuple[str, str]]
-Way = Callable[[], Any]  # scores all rows once
+Ways = dict[str, Callable[[], Any]]  # by name; each scores all rows once
 
 
-def authors(model: str, rows: Rows, num_batch: int = 1) -> Way:
+def authors(model: str, rows: Rows, name: str, num_batch: int = 1) -> Ways:
     """Two passes a batch of rows, padded on the right; with batches of 1 what the paper's script does, in float32."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -74,10 +75,10 @@ def authors(model: str, rows: Rows, num_batch: int = 1) -> Way:
             ratios += [a / b for a, b in zip(losses(joint, ends), alone, strict=True)]
         return ratios
 
-    return way
+    return {name: way}
 
 
-def data_juicer(model: str, rows: Rows) -> Way:
+def data_juicer(model: str, rows: Rows, name: str) -> Ways:
     sys.path.append(str(RIVALS))  # after this environment, whose packages it shares
     from data_juicer.utils.lazy_loader import LazyLoader
 
@@ -102,13 +103,26 @@ def data_juicer(model: str, rows: Rows) -> Way:
         samples = [{"q": TEMPLATE.replace("{instruction}", q), "a": a, "__dj__stats__": {}} for q, a in rows]
         return [operator.compute_stats_single(sample)["__dj__stats__"]["ifd_score"] for sample in samples]
 
-    return way
+    return {name: way}
 
 
-def ours(model: str, rows: Rows, backend: str, dtype: str) -> Way:
+def packed(model: str, rows: Rows, name: str, dtype: str) -> Ways:
+    return {name: ours(make_score(model, "transformers", dtype), rows)}
+
+
+def vllm(model: str, rows: Rows, name: str, dtype: str) -> Ways:
+    score = make_score(model, "vllm", dtype)
+    engine, sampling = score.scorer.engine.engine, score.scorer.engine.sampling
+    prompts = [{"prompt_token_ids": tokens} for tokens in sequences(model, rows)]
+    return {
+        name.replace("raypipe vllm", "vLLM raw"): lambda: engine.generate(prompts, sampling, use_tqdm=False),
+        name: ours(score, rows),
+    }
+
+
+def ours(score: Any, rows: Rows) -> Callable[[], Any]:
     import pyarrow as pa
 
-    score = make_score(model, backend, dtype)
     instructions, responses = map(list, zip(*rows, strict=True))
     ids = [str(n) for n in range(len(rows))]
     samples = pa.table({"sample_id": ids, "instruction": instructions, "response": responses})
@@ -121,19 +135,12 @@ def error_of_bfloat16(model: str, rows: Rows, backend: str) -> dict[str, float]:
     from scipy.stats import spearmanr
 
     exact, rounded = (
-        ours(model, rows, *which)().column("ifd").to_numpy()
+        ours(make_score(model, *which), rows)().column("ifd").to_numpy()
         for which in (("transformers", "float32"), (backend, "bfloat16"))
     )
     error = np.abs(rounded / exact - 1)
     quantiles = {f"p{round(100 * q)}": float(np.quantile(error, q)) for q in (0.5, 0.9, 0.99, 1.0)}
     return {**quantiles, "rank correlation": float(spearmanr(exact, rounded).statistic)}
-
-
-def raw(model: str, rows: Rows, dtype: str) -> Way:
-    """The very engine of our vLLM backend, with its settings, and no more than its `generate`."""
-    engine, sampling = (scorer := make_score(model, "vllm", dtype).scorer.engine).engine, scorer.sampling
-    prompts = [{"prompt_token_ids": tokens} for tokens in sequences(model, rows)]
-    return lambda: engine.generate(prompts, sampling, use_tqdm=False)
 
 
 def make_score(model: str, backend: str, dtype: str) -> Any:
@@ -150,7 +157,7 @@ def make_score(model: str, backend: str, dtype: str) -> Any:
 
 
 def sequences(model: str, rows: Rows) -> list[list[int]]:
-    from raypipe.models.packed import load_tokenizer
+    from raypipe.models.pretrained import load_tokenizer
     from raypipe.ops.ifd import exact_passes
     from raypipe.ops.tokens import anchor_ids, prompt_ids, text_ids
 
@@ -160,29 +167,28 @@ def sequences(model: str, rows: Rows) -> list[list[int]]:
     return [tokens for pair in passes.sequences for tokens in pair]
 
 
-WAYS: dict[str, Callable[[str, Rows], Way]] = {
+CONTESTANTS: dict[str, Callable[[str, Rows, str], Ways]] = {
     "row by row, fp32": authors,
     "batches of 16, fp32": partial(authors, num_batch=16),
     "Data-Juicer, fp32": data_juicer,
-    "vLLM raw, fp32": partial(raw, dtype="float32"),
-    "vLLM raw, bf16": partial(raw, dtype="bfloat16"),
-    "raypipe vllm, fp32": partial(ours, backend="vllm", dtype="float32"),
-    "raypipe vllm, bf16": partial(ours, backend="vllm", dtype="bfloat16"),
-    "raypipe packed, fp32": partial(ours, backend="transformers", dtype="float32"),
-    "raypipe packed, bf16": partial(ours, backend="transformers", dtype="bfloat16"),
+    "raypipe vllm, fp32": partial(vllm, dtype="float32"),
+    "raypipe vllm, bf16": partial(vllm, dtype="bfloat16"),
+    "raypipe packed, fp32": partial(packed, dtype="float32"),
+    "raypipe packed, bf16": partial(packed, dtype="bfloat16"),
 }
 
 
 def contest(name: str, model: str, rows: Rows) -> None:
-    """In a process of its own: each line of standard input is a round; answers with its CPU seconds."""
+    """In a process of its own: says its ways; each line of standard input is one of them, and its CPU seconds the answer."""
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what libraries print
-    way = WAYS[name](model, rows)
-    way()
-    print("ready", file=answers, flush=True)
-    for _ in sys.stdin:
-        started = time.process_time()
+    ways = CONTESTANTS[name](model, rows, name)
+    for way in ways.values():
         way()
+    print(json.dumps(list(ways)), file=answers, flush=True)
+    for line in sys.stdin:
+        started = time.process_time()
+        ways[line.strip()]()
         print(time.process_time() - started, file=answers, flush=True)
 
 
@@ -207,16 +213,16 @@ def answer(process: subprocess.Popen[str], name: str, log: Path) -> str:
 
 
 def rounds(model: str, rows: Path, log: Path) -> dict[str, list[float]]:
-    """CPU seconds of each way by round. A way gets ready alone, as some measure the memory that is free."""
-    seconds: dict[str, list[float]] = {name: [] for name in WAYS}
+    """CPU seconds of each way by round. An engine gets ready alone, as some measure the memory that is free."""
     with ExitStack() as stack, log.open("w") as said:
-        running = {}
-        for name in WAYS:
-            running[name] = stack.enter_context(contestant(name, model, rows, said))
-            assert answer(running[name], name, log) == "ready"
+        running: dict[str, subprocess.Popen[str]] = {}
+        for name in CONTESTANTS:
+            process = stack.enter_context(contestant(name, model, rows, said))
+            running |= dict.fromkeys(json.loads(answer(process, name, log)), process)
+        seconds: dict[str, list[float]] = {name: [] for name in running}
         for number, (name, process) in itertools.product(range(ROUNDS), running.items()):
             assert process.stdin
-            print(file=process.stdin, flush=True)
+            print(name, file=process.stdin, flush=True)
             seconds[name].append(float(answer(process, name, log)))
             print(f"round {number + 1}  {name:22} {seconds[name][-1]:6.2f} CPU s", flush=True)
     return seconds
@@ -258,7 +264,7 @@ def check(rate: dict[str, float]) -> dict[str, tuple[float, float]]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=Path, default=ROWS, help="json lines with instruction, input, output")
-    parser.add_argument("--contestant", choices=WAYS, help=argparse.SUPPRESS)
+    parser.add_argument("--contestant", choices=CONTESTANTS, help=argparse.SUPPRESS)
     parser.add_argument("--model", help=argparse.SUPPRESS)
     words = parser.parse_args()
     rows = read_rows(words.rows)

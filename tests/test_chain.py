@@ -9,7 +9,7 @@ import pytest
 
 import raypipe as package
 from raypipe.ops.synthetic import chunk_lines, count_rows
-from tests.lakes import digests, manifest, raypipe, stage_folder, write_config, write_lake
+from tests.lakes import digests, manifest, raypipe, stage_folder, write_lake
 
 NUM_SAMPLES = 220  # of the fixture `finished`
 
@@ -191,40 +191,34 @@ def test_a_finished_run_takes_its_name_back(copy):
     assert raypipe("run", *words).returncode == 0 and digests(root) == first
 
 
-def test_one_more_file_computes_only_its_own_parts(tmp_path, random_model, embedder):
+def test_more_files_compute_only_their_own_parts(copy, finished, tmp_path):
     """A nightly lake: in ingest, clean, embed and score old parts are neither made nor touched.
 
-    It holds an empty file and one of duplicates only, as real ones do.
+    Besides new rows comes an empty file, and one of duplicates only, as in real lakes.
     """
-    lake, spare = tmp_path / "lake", tmp_path / "spare"
-    write_lake(spare, num_samples=120, files=5)
-    lake.mkdir()
-    (lake / "day-000-empty.jsonl").write_text("\n")
-    shutil.copy(spare / "day-000.jsonl.gz", lake / "day-000-again.jsonl.gz")
-    for path in sorted(spare.iterdir())[:4]:
-        path.rename(lake / path.name)
-    config = write_config(tmp_path / "test.yaml", model=random_model, embedder=embedder)
-    assert raypipe("run", config, "--until", "score").returncode == 0
+    (root, words), lake, more = copy, finished[0] / "lake", tmp_path / "more"
+    write_lake(more, num_samples=40, files=1, seed=8)
+    (more / "day-001-empty.jsonl").write_text("\n")
+    shutil.copy(lake / "day-000.jsonl.gz", more / "day-002-again.jsonl.gz")
+    words = [*words, f"ingest.paths=[{lake}, {more}]", "--until", "score"]
     row_wise = ("ingest", "clean", "embed", "score")
-    folders = {stage: stage_folder(tmp_path / "root", stage) for stage in row_wise}
+    folders = {stage: stage_folder(root, stage) for stage in row_wise}
     before = {
         stage: {path.name: path.stat().st_mtime_ns for path in folders[stage].glob("part-*")} for stage in row_wise
     }
-    last = next(spare.iterdir())
-    last.rename(lake / last.name)
-    grown = raypipe("run", config, "--until", "score")
-    assert grown.returncode == 0
+    grown = raypipe("run", *words)
+    assert grown.returncode == 0, grown.stderr
     for stage in row_wise:
-        assert stage_folder(tmp_path / "root", stage) == folders[stage], f"{stage} has another folder"
+        assert stage_folder(root, stage) == folders[stage], f"{stage} has another folder"
         after = {path.name: path.stat().st_mtime_ns for path in folders[stage].glob("part-*")}
         assert {name: after[name] for name in before[stage]} == before[stage], f"{stage} wrote an old part again"
         new = set(after) - set(before[stage])
-        assert new and all(name.startswith("part-0000006-") for name in new)
-        made = f"{len(new)} of {len(after)} parts" if stage != "ingest" else "1 of 7 files"
+        assert {name[:12] for name in new} == {"part-0000004", "part-0000005", "part-0000006"}
+        made = f"{len(new)} of {len(after)} parts" if stage != "ingest" else "3 of 7 files"
         assert f"{folders[stage].name}: {made} to make" in grown.stderr, f"{stage} computed an old part again"
-    whole = tmp_path / "unbroken"
-    done = raypipe("run", config, f"storage.root={whole}", "--until", "score")
-    assert done.returncode == 0 and digests(whole) == digests(tmp_path / "root")
+    unbroken = tmp_path / "unbroken"
+    done = raypipe("run", *words, f"storage.root={unbroken}")
+    assert done.returncode == 0 and digests(unbroken) == digests(root)
 
 
 def test_report_json_agrees_with_the_manifests(finished):

@@ -129,6 +129,16 @@ def test_light_imports(module):
     assert found.stderr == ""
 
 
+def test_a_driver_loads_no_network():
+    """It only hands out parts: transformers would cost it seconds and half a gigabyte before the first of them."""
+    stages = [f"raypipe.stages.{path.stem}" for path in (PACKAGE / "stages").glob("*.py")]
+    code = (
+        f"import {', '.join(stages)}, sys; print([name for name in ('torch', 'transformers') if name in sys.modules])"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "[]"
+
+
 @pytest.mark.parametrize(
     "path",
     sorted((PACKAGE / "ops").glob("*.py")) + sorted((PACKAGE / "models").glob("*.py")),

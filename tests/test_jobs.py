@@ -1,6 +1,7 @@
 """The job scripts under `ray job submit` on a local cluster; RAY_ADDRESS is set by Ray there."""
 
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -10,7 +11,7 @@ from contextlib import suppress
 import psutil
 import pytest
 
-from tests.lakes import PROJECT, digests, stage_folder, write_config, write_lake
+from tests.lakes import PROJECT, digests, stage_folder
 
 
 def free_ports(count):
@@ -70,21 +71,24 @@ def submit(address, client, name, *words):
     return str(client.get_job_status(job)), client.get_job_logs(job)
 
 
-def test_train_before_prepare_then_prepare_then_train(cluster, tmp_path, random_model, embedder):
-    address, client = cluster
-    write_lake(tmp_path / "lake", num_samples=120, files=2)
-    config = write_config(tmp_path / "test.yaml", model=random_model, embedder=embedder)
-    status, log = submit(address, client, "train", config)
+def test_train_before_prepare_then_prepare_then_train(cluster, finished, tmp_path):
+    """From select on; what is before is on disk, as after a job that was killed."""
+    (address, client), root = cluster, tmp_path / "root"
+    shutil.copytree(
+        finished[0] / "root", root, ignore=shutil.ignore_patterns("select-*", "pack-*", "train-*", "report-*")
+    )
+    config = [finished[1], f"storage.root={root}"]
+    status, log = submit(address, client, "train", *config)
     assert status == "FAILED" and "manifest" in log and "python jobs/prepare.py CONFIG" in log, log
-    status, log = submit(address, client, "prepare", config)
+    status, log = submit(address, client, "prepare", *config)
     assert status == "SUCCEEDED", log
     assert "ray on the cluster at" in log, "RAY_ADDRESS was not honoured"
     assert "pack done in" in log and "train starts" not in log
-    status, log = submit(address, client, "train", config)
+    status, log = submit(address, client, "train", *config)
     assert status == "SUCCEEDED", log
     assert "train starts" in log and "ingest starts" not in log
-    assert (stage_folder(tmp_path / "root", "train") / "model" / "config.json").exists()
-    assert (stage_folder(tmp_path / "root", "report") / "index.html").exists()
-    assert len(digests(tmp_path / "root")) == 9
-    status, log = submit(address, client, "pipeline", config)
+    assert (stage_folder(root, "train") / "model" / "config.json").exists()
+    assert (stage_folder(root, "report") / "index.html").exists()
+    assert len(digests(root)) == 9
+    status, log = submit(address, client, "pipeline", *config)
     assert status == "SUCCEEDED" and " starts " not in log, log

@@ -36,13 +36,11 @@ def budget(
     """
     itemsize, text = getattr(torch, dtype).itemsize, config.get_text_config()
     width = getattr(text, "intermediate_size", None) or 4 * text.hidden_size
-    logit_bytes, layer_bytes = (
-        LOGIT_BYTES * text.vocab_size,
-        (4 * text.hidden_size + 3 * width) * itemsize,
-    )  # of a token
+    logit_bytes = LOGIT_BYTES * text.vocab_size  # of a token, as the next two
+    layer_bytes = (4 * text.hidden_size + 3 * width) * itemsize
     heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
     head_dim = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-    kv_bytes = 2 * text.num_hidden_layers * -(-heads // gpus) * head_dim * itemsize  # of a token
+    kv_bytes = 2 * text.num_hidden_layers * -(-heads // gpus) * head_dim * itemsize
     kept = max_length + MAX_SEQUENCES * block  # tokens of the cache beside a step's own
     left = MARGIN * free_bytes - weight_bytes(config, itemsize) / gpus - kept * kv_bytes
     fits = (left - max_length * logit_bytes) / (layer_bytes + kv_bytes)  # with logits of one whole sequence

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import copy
 import inspect
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -19,7 +18,7 @@ from typing import Any
 
 import torch
 from torch.nn.functional import cross_entropy, scaled_dot_product_attention
-from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AttentionInterface, AutoModelForCausalLM
 from transformers.modeling_outputs import MoeModelOutputWithPast
 
 from raypipe.errors import ConfigError
@@ -27,10 +26,8 @@ from raypipe.ops.hub import split_revision
 from raypipe.ops.tokens import IGNORED
 
 ATTENTION = "raypipe_packed"
-LOGITS_BYTES = {
-    "cpu": 16 << 20,
-    "cuda": 256 << 20,
-}  # in float32, that exist at once in scoring; their log-softmax is as much
+# Of logits in float32 that exist at once in scoring; their log-softmax is as much.
+LOGITS_BYTES = {"cpu": 16 << 20, "cuda": 256 << 20}
 
 
 @dataclass(frozen=True)
@@ -105,28 +102,6 @@ def load_model(model: str, dtype: str, device: str) -> Any:
     wanted = {"dtype": getattr(torch, dtype), "attn_implementation": ATTENTION, "revision": revision}
     loaded = AutoModelForCausalLM.from_pretrained(name, **wanted)
     return loaded.to(device)
-
-
-def load_tokenizer(model: str) -> Any:
-    """ConfigError where the tokenizer has no EOS: it ends every training sample."""
-    name, revision = split_revision(model)
-    tokenizer = AutoTokenizer.from_pretrained(name, revision=revision)
-    if tokenizer.eos_token_id is None:
-        raise ConfigError(
-            f"model: {model}: the tokenizer has no EOS token, wanted one to end a sample. Set eos_token in its tokenizer_config.json"
-        )
-    return tokenizer
-
-
-def max_positions(model: str) -> int:
-    """Longest sample that the model has positions for, in tokens."""
-    return int(getattr(load_config(model), "max_position_embeddings", None) or sys.maxsize)
-
-
-def load_config(model: str) -> Any:
-    """The model's own configuration, in transformers' form."""
-    name, revision = split_revision(model)
-    return AutoConfig.from_pretrained(name, revision=revision)
 
 
 def packed_attention(

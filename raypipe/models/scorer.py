@@ -118,7 +118,7 @@ class VllmScorer:
         from vllm import LLM, SamplingParams
 
         from raypipe.models.memory import MAX_SEQUENCES, budget
-        from raypipe.models.packed import load_config
+        from raypipe.models.pretrained import load_config
 
         refusals = getattr(vllm.exceptions, "VLLMError", ValueError)  # its own from 0.3x on, which are no ValueError
         self.errors: tuple[type[Exception], ...] = (RuntimeError, ValueError, IndexError, MemoryError, refusals)

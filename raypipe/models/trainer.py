@@ -30,7 +30,9 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
 from raypipe.models import checkpoints
 from raypipe.models.checkpoints import Output
-from raypipe.models.packed import Batch, load_config, load_model, load_tokenizer, make_batch, target_nll
+from raypipe.models.packed import Batch, load_model, make_batch, target_nll
+from raypipe.models.pretrained import load_config, load_tokenizer
+from raypipe.ops.packing import Pack
 from raypipe.ops.steps import Step, learning_rate_factor, micro_batches
 from raypipe.ops.tokens import IGNORED
 
@@ -41,16 +43,6 @@ ASK_S = 1.0  # between looks at whether to stop
 Action = Literal["go on", "save", "save and stop", "stop"]
 ACTIONS: tuple[Action, ...] = get_args(Action)
 WEIGHT_DECAY, CLIP_NORM = 0.0, 1.0
-
-
-@dataclass(frozen=True)
-class Pack:
-    """Samples laid end to end: tokens [T], labels [T], and of each of S samples its length and sample_id."""
-
-    input_ids: Sequence[int]
-    labels: Sequence[int]
-    lengths: Sequence[int]
-    sample_ids: Sequence[str]
 
 
 class Packs(Protocol):

@@ -72,9 +72,8 @@ def ifd(nll_N2: NDArray[np.float64], num_tokens_N2: NDArray[np.integer[Any]]) ->
     with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
         mean_N2 = nll_N2 / num_tokens_N2
         ratio = np.exp(mean_N2[:, 0] - mean_N2[:, 1])
-    finite = np.isfinite(ratio) & np.isfinite(mean_N2).all(
-        1
-    )  # without the second an infinite unconditional sum would give 0
+    # without the second an infinite unconditional sum would give 0
+    finite = np.isfinite(ratio) & np.isfinite(mean_N2).all(1)
     return np.where(finite, ratio, np.nan)
 
 

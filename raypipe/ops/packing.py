@@ -9,8 +9,19 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
+
+
+@dataclass(frozen=True)
+class Pack:
+    """Samples laid end to end: tokens [T], labels [T], and of each of S samples its length and sample_id."""
+
+    input_ids: Sequence[int]
+    labels: Sequence[int]
+    lengths: Sequence[int]
+    sample_ids: Sequence[str]
 
 
 def best_fit(lengths: Sequence[int], capacity: int) -> list[list[int]]:

@@ -22,7 +22,7 @@ from raypipe.config import Config
 from raypipe.errors import DataError
 from raypipe.identity import fetched_model
 from raypipe.items import map_items
-from raypipe.models.packed import load_tokenizer, max_positions
+from raypipe.models.pretrained import load_tokenizer, max_positions
 from raypipe.ops.packing import best_fit, group_parts, padding_share
 from raypipe.ops.selection import HELD_OUT, SELECTED
 from raypipe.ops.tokens import prompt_ids, text_ids, training_sequence

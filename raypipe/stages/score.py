@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from raypipe.config import Config
 from raypipe.cost import Batch
 from raypipe.identity import fetched_model
-from raypipe.models.packed import load_tokenizer, max_positions
+from raypipe.models.pretrained import load_tokenizer, max_positions
 from raypipe.models.scorer import Scorer, make_scorer
 from raypipe.models.steady import Refusals, SteadyScorer
 from raypipe.ops.ifd import Passes, authors_passes, exact_passes, ifd
@@ -125,12 +125,12 @@ class Score:
         num_response = num_tokens_N2[:, 0] + np.where(scored, 0, passes.num_lost)
         table = _table(samples.column("sample_id"), num_prompt, num_response, nll_N2, ratio, status, evidence)
         num_tokens = sum(len(ids) for n in rows for ids in passes.sequences[n])  # of both passes, context too
-        cpu_s, self.cpu_before = (
-            time.process_time() - self.cpu_before,
-            time.process_time(),
-        )  # with what was prepared meanwhile
+        before, self.cpu_before = self.cpu_before, time.process_time()  # so that preparing meanwhile counts too
         return with_figures(
-            table, num_tokens=num_tokens, engine_restarts=self.scorer.restarts - restarts, cpu_s=round(cpu_s, 3)
+            table,
+            num_tokens=num_tokens,
+            engine_restarts=self.scorer.restarts - restarts,
+            cpu_s=round(self.cpu_before - before, 3),
         )
 
     def _passes(self, instructions: list[str], responses: list[str]) -> Passes:

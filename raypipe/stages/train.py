@@ -30,7 +30,7 @@ from raypipe.errors import RaypipeError, Stopped
 from raypipe.gate import gate
 from raypipe.identity import fetched_model
 from raypipe.items import POLL_S
-from raypipe.models.trainer import Action, Pack, Settings, train
+from raypipe.ops.packing import Pack
 from raypipe.ops.steps import Step, plan_steps
 from raypipe.owner import Owner, owned
 from raypipe.part import Table
@@ -160,6 +160,8 @@ def _trainer(config: Config, packs: Table, owner: Owner, workers: int, work: str
 
 
 def _worker(job: dict[str, Any]) -> None:
+    from raypipe.models.trainer import Action, Settings, train  # and transformers, which no driver needs
+
     config, packs, owner = job["config"], job["packs"], job["owner"]
     each = max(1, config.resources.train.micro_batch_tokens // config.pack.max_length)
     rule, model = config.train, fetched_model(config.model, config.storage.endpoint)

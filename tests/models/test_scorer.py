@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from raypipe.config import TEMPLATES, Config
-from raypipe.models.packed import load_tokenizer
+from raypipe.models.pretrained import load_tokenizer
 from raypipe.models.scorer import make_scorer, token_batches
 from raypipe.models.steady import SteadyScorer
 from raypipe.ops.ifd import exact_passes

@@ -10,7 +10,8 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from safetensors.torch import load_file
 
-from raypipe.models.trainer import Pack, Settings, train
+from raypipe.models.trainer import Settings, train
+from raypipe.ops.packing import Pack
 from raypipe.ops.steps import plan_steps
 from raypipe.ops.tokens import IGNORED
 from raypipe.store import Folder
@@ -78,11 +79,10 @@ def test_two_uneven_ranks_equal_one(alone, random_model, tmp_path):
     for mine, theirs in zip(metrics, shared, strict=True):
         for name in ("loss", "grad_norm", "held_out_loss"):
             if name in mine:
-                assert theirs[name] == pytest.approx(mine[name], rel=1e-5), (name, mine)
+                close = 1e-5 if mine["step"] <= 1 else 1e-3  # Adam magnifies rounding
+                assert theirs[name] == pytest.approx(mine[name], rel=close), (name, mine)
     one, two = (load_file(folder / "model" / "model.safetensors") for folder in (out, tmp_path))
-    assert (
-        max(float((one[name] - two[name]).norm() / one[name].norm()) for name in one) < 1e-3
-    )  # Adam magnifies rounding
+    assert max(float((one[name] - two[name]).norm() / one[name].norm()) for name in one) < 1e-3
 
 
 def test_loss_falls_and_starts_at_the_held_out_truth(alone):

@@ -4,7 +4,7 @@ from transformers import PreTrainedTokenizerFast
 
 from raypipe.config import TEMPLATES
 from raypipe.errors import ConfigError
-from raypipe.models.packed import load_tokenizer
+from raypipe.models.pretrained import load_tokenizer
 from raypipe.ops.ifd import exact_passes
 from raypipe.ops.tokens import IGNORED, anchor_ids, prompt_ids, text_ids, training_sequence
 from tests.lakes import save_random_model

@@ -5,7 +5,7 @@ import pyarrow as pa
 import pytest
 
 from raypipe.config import Config
-from raypipe.models.packed import load_tokenizer
+from raypipe.models.pretrained import load_tokenizer
 from raypipe.ops.tokens import text_ids
 from raypipe.part import figures_of
 from raypipe.stages.score import STATUSES, Score
