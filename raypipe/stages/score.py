@@ -21,7 +21,7 @@ from raypipe.config import Config
 from raypipe.cost import Batch
 from raypipe.identity import fetched_model
 from raypipe.models.pretrained import load_tokenizer, max_positions
-from raypipe.models.scorer import Scorer, make_scorer
+from raypipe.models.scorer import PACKED_ON_CPU, Scorer, make_scorer
 from raypipe.models.steady import Refusals, SteadyScorer
 from raypipe.ops.ifd import Passes, authors_passes, exact_passes, ifd
 from raypipe.ops.tokens import anchor_ids, prompt_ids, prompt_texts, text_ids
@@ -85,17 +85,21 @@ class Score:
         self.cuts = config.score.on_overflow == "truncate" or self.rule == "authors"  # as theirs does
         self.max_length = min(config.score.max_length, max_positions(model))
         self.tokenizer = load_tokenizer(model)
+        backend, device = config.score.backend, device_of(config.resources.score)
+        max_batch_tokens = config.resources.score.max_batch_tokens
+        if (backend, device) == ("transformers", "cpu"):
+            max_batch_tokens = min(max_batch_tokens, PACKED_ON_CPU)
         start = start or partial(
             make_scorer,
-            config.score.backend,
+            backend,
             model,
-            device_of(config.resources.score),
+            device,
             config.score.dtype,
             self.max_length,
             free_bytes(config.resources.score),
             gpus=config.resources.score.gpus,
         )
-        self.scorer = SteadyScorer(start, config.resources.score.max_batch_tokens)
+        self.scorer = SteadyScorer(start, max_batch_tokens)
         self.cpu_before = time.process_time()
 
     def prepare(self, tables: Sequence[pa.Table]) -> tuple[pa.Table, pa.Table, Passes]:
