@@ -1,4 +1,4 @@
-"""Folds: parts to a small state with `+`, merged in part order, by actors that may keep their parts between folds.
+"""Folds: parts to a small state with `+`, merged in part order, by actors that may keep what they read between folds.
 
 All actors of a fold are placed at once or wait: two drivers that each held half of what they need would wait for ever.
 """
@@ -6,7 +6,8 @@ All actors of a fold are placed at once or wait: two drivers that each held half
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import reduce
 from operator import add
@@ -20,57 +21,103 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from raypipe.config import Pool
 from raypipe.items import RETRIES, result_of
 from raypipe.part import Table
-from raypipe.sizing import ACTOR_CPUS, fit_actors
+from raypipe.sizing import ACTOR_CPUS, fit_actors, free_bytes
+
+GROUPS, GROUP_PARTS = 64, 512  # groups at least, where there are as many parts; parts of a group at most
+READ_AHEAD = 8  # parts
+HELD_SHARE = 0.5  # of the memory that an actor may take
 
 
 class Mergeable(Protocol):
     def __add__(self, other: Any) -> Any: ...
 
 
-class Shards:
-    """Actors that each own a contiguous run of parts, and keep it in memory between folds where `keep` says so."""
+class Held(Protocol):
+    """What is made of a group's parts, to be kept."""
 
-    def __init__(self, actors: Sequence[Any], owned: Sequence[Sequence[str]]) -> None:
+    @property
+    def nbytes(self) -> int: ...
+
+
+class Shards:
+    """Actors that each own some groups. A group is a contiguous run of parts that follows from their number alone, so what is
+    computed a group at a time has the same bits under any number of actors."""
+
+    def __init__(self, actors: Sequence[Any], owned: Sequence[Sequence[Sequence[str]]]) -> None:
         self._actors, self._owned = actors, owned
 
-    def fold(self, function: Callable[[list[pa.Table]], Mergeable]) -> Any:
-        """Sum, in part order, of `function` of every part. States must add up the same under any sharding."""
-        states = [actor.fold.remote(function) for actor in self._actors]
+    def fold(
+        self, function: Callable[[Any], Mergeable], of: Callable[[Iterable[list[pa.Table]]], Held] | None = None
+    ) -> Any:
+        """Sum, in order, of `function` of every part's tables, or of what `of` makes of every group's.
+
+        The latter is kept, while `of` equals that of the fold before and memory lasts; what does not fit is read again.
+        """
+        states = [actor.fold.remote(function, of) for actor in self._actors]
         named = zip(states, self._owned, strict=True)
-        return reduce(add, [result_of(state, f"parts {owned[0]} to {owned[-1]}") for state, owned in named])
+        return reduce(add, [result_of(state, f"parts {owned[0][0]} to {owned[-1][-1]}") for state, owned in named])
 
 
 @contextmanager
-def shards(inputs: Sequence[Table], *, pool: Pool, keep: bool) -> Iterator[Shards]:
-    parts = inputs[0].parts
+def shards(inputs: Sequence[Table], *, pool: Pool, accelerator: str | None = None) -> Iterator[Shards]:
+    parts = groups_of(inputs[0].parts)
     _, count = fit_actors(pool, len(parts))
-    cuts = [len(parts) * n // count for n in range(count + 1)]
-    owned = [parts[a:b] for a, b in itertools.pairwise(cuts)]
+    owned = _cut(parts, count)
+    gpu = {"GPU": pool.gpus, **({f"accelerator_type:{accelerator}": 0.001} if accelerator else {})} if pool.gpus else {}
     options = {"num_cpus": ACTOR_CPUS, "num_gpus": pool.gpus, "max_restarts": RETRIES, "max_task_retries": RETRIES}
-    together = placement_group([{"CPU": ACTOR_CPUS, **({"GPU": pool.gpus} if pool.gpus else {})}] * count)
+    together = placement_group([{"CPU": ACTOR_CPUS, **gpu}] * count)
     try:
         result_of(together.ready(), "room for the actors of a fold")
         remote = ray.remote(_Shard).options(**options, scheduling_strategy=PlacementGroupSchedulingStrategy(together))
-        yield Shards([remote.remote([table.bare() for table in inputs], mine, keep) for mine in owned], owned)
+        bare = [table.bare() for table in inputs]
+        yield Shards([remote.remote(bare, mine, pool) for mine in owned], owned)
     finally:
         remove_placement_group(together)  # and with it the actors
 
 
 def fold_parts(function: Callable[[list[pa.Table]], Mergeable], inputs: Sequence[Table], *, pool: Pool) -> Any:
-    with shards(inputs, pool=pool, keep=False) as once:
+    with shards(inputs, pool=pool) as once:
         return once.fold(function)
 
 
+def groups_of(parts: Sequence[str]) -> list[Sequence[str]]:
+    return _cut(parts, min(len(parts), max(GROUPS, -(-len(parts) // GROUP_PARTS))))
+
+
+def _cut(items: Sequence[Any], count: int) -> list[Any]:
+    """Contiguous runs of nearly equal length."""
+    edges = [len(items) * n // count for n in range(count + 1)]
+    return [items[a:b] for a, b in itertools.pairwise(edges)]
+
+
 class _Shard:
-    def __init__(self, inputs: list[Table], parts: Sequence[str], keep: bool) -> None:
-        self.inputs, self.parts, self.keep = inputs, parts, keep
-        self.held: dict[str, list[pa.Table]] = {}
+    def __init__(self, inputs: list[Table], groups: Sequence[Sequence[str]], pool: Pool) -> None:
+        self.inputs, self.groups = inputs, groups
+        self.pool, self.of, self.held = pool, None, dict[int, Any]()
 
-    def fold(self, function: Callable[[list[pa.Table]], Mergeable]) -> Any:
-        return reduce(add, (function(self._tables(part)) for part in self.parts))
+    def fold(self, function: Callable[[Any], Mergeable], of: Any) -> Any:
+        if of is None:
+            return reduce(add, map(function, itertools.chain.from_iterable(map(self._tables, self.groups))))
+        if of != self.of:
+            self.of, self.held = of, {}
+            self.left = HELD_SHARE * free_bytes(self.pool)
+        return reduce(add, (function(self._group(number)) for number in range(len(self.groups))))
 
-    def _tables(self, part: str) -> list[pa.Table]:
-        tables = self.held.get(part) or [table.read(part) for table in self.inputs]
-        if self.keep:
-            self.held[part] = tables
-        return tables
+    def _group(self, number: int) -> Any:
+        if number in self.held:
+            return self.held[number]
+        assert self.of is not None
+        made = self.of(self._tables(self.groups[number]))
+        if made.nbytes <= self.left:
+            self.held[number] = made
+            self.left -= made.nbytes
+        return made
+
+    def _tables(self, parts: Sequence[str]) -> Iterator[list[pa.Table]]:
+        """Some are read ahead, in threads: a GET takes longer than what is made of a part."""
+        with ThreadPoolExecutor(READ_AHEAD) as threads:
+            for first in range(0, len(parts), READ_AHEAD):
+                yield from threads.map(self._read, parts[first : first + READ_AHEAD])
+
+    def _read(self, part: str) -> list[pa.Table]:
+        return [table.read(part) for table in self.inputs]

@@ -121,7 +121,12 @@ def stage_of(point):
 
 def workers_of(point):
     """Ray's worker processes that are at the point."""
-    wanted = {"ingest": "ray::_apply", "cluster's fit": "ray::_Shard"}.get(point, "ray::MapWorker(MapBatches(_Call))")
+    wanted = {
+        "ingest": "ray::_apply",
+        "cluster's fit": "ray::_Shard",
+        "cluster's assign": "ray::_Light",
+        "select": "ray::_Light",
+    }.get(point, "ray::MapWorker(MapBatches(_Call))")
     return [p for p in psutil.process_iter(["cmdline"]) if (p.info["cmdline"] or [""])[0].startswith(wanted)]
 
 

@@ -7,7 +7,9 @@ import sys
 import time
 import uuid
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 
 import numpy as np
 import pyarrow as pa
@@ -16,7 +18,7 @@ import pytest
 from raypipe.config import Pool
 from raypipe.envelope import ATTEMPTS, Envelope
 from raypipe.errors import ConfigError, DataError
-from raypipe.folds import fold_parts, shards
+from raypipe.folds import fold_parts, groups_of, shards
 from raypipe.items import map_items
 from raypipe.ops.text import sample_id
 from raypipe.part import Table, commit_part, digest_of, read_footer
@@ -27,6 +29,9 @@ from raypipe.store import Folder
 from tests.lakes import PROJECT
 
 pytestmark = pytest.mark.usefixtures("ray_here")
+BOTH_WAYS = pytest.mark.parametrize(
+    "light", [False, True]
+)  # through Ray Data, and by actors that read and put themselves
 SIZES = [5, 0, 3, 1, 4, 0, 2, 6, 1, 1, 3, 2]  # two parts have no rows, as one whose rows were all rejected has
 
 
@@ -101,6 +106,26 @@ def names(tables):
     return [tables[0].schema.metadata[b"part"].decode()]
 
 
+@dataclass(frozen=True)
+class Group:
+    names: tuple
+    nbytes: int
+
+
+@dataclass(frozen=True)
+class MakeGroup:
+    """Of a group of parts, that may be larger than any memory."""
+
+    large: bool
+
+    def __call__(self, parts):
+        return Group(tuple(names(tables)[0] for tables in parts), 1 << 60 if self.large else 1)
+
+
+def names_and_place(group):
+    return [(group.names, id(group))]
+
+
 def square(item):
     if item == 13:
         raise DataError("13 is refused")
@@ -119,10 +144,11 @@ def source(tmp_path):
     return Table(folder, tuple(parts))
 
 
-def test_part_n_comes_from_part_n_and_a_rerun_makes_only_what_is_missing(source, tmp_path):
+@BOTH_WAYS
+def test_part_n_comes_from_part_n_and_a_rerun_makes_only_what_is_missing(light, source, tmp_path):
     """The whole promise of resume: what is committed is neither computed nor written again."""
     out = Folder(str(tmp_path / "out"))
-    map_parts(Double, [source], out, pool=Pool())
+    map_parts(Double, [source], out, pool=Pool(), light=light)
     made = Table(out, source.parts)
     assert [made.read(part)["y"].to_pylist() for part in source.parts] == [
         [2 * x for x in source.read(part)["x"].to_pylist()] for part in source.parts
@@ -130,7 +156,7 @@ def test_part_n_comes_from_part_n_and_a_rerun_makes_only_what_is_missing(source,
     for part in (source.parts[1], source.parts[4]):
         (tmp_path / "out" / part).unlink()
     (calls := tmp_path / "calls").mkdir()
-    map_parts(partial(Double, calls=calls), [source], out, pool=Pool())
+    map_parts(partial(Double, calls=calls), [source], out, pool=Pool(), light=light)
     wanted = [str(source.read(source.parts[n])["x"].to_pylist()) for n in (1, 4)]
     assert sorted(path.read_text() for path in calls.iterdir()) == sorted(wanted)
     footers = [read_footer(out, part) for part in source.parts]
@@ -138,19 +164,20 @@ def test_part_n_comes_from_part_n_and_a_rerun_makes_only_what_is_missing(source,
     assert footers[0]["inputs"] == {"0": digest_of(source.read(source.parts[0]))}
 
 
-def test_an_error_of_ours_keeps_its_class_and_text_and_leaves_no_part(source, tmp_path):
+@BOTH_WAYS
+def test_an_error_of_ours_keeps_its_class_and_text_and_leaves_no_part(light, source, tmp_path):
     """A Ray traceback of 200 lines is not a message; a part with an error must not look finished."""
     out = Folder(str(tmp_path / "out"))
     with pytest.raises(DataError, match="row 9 is bad"):
-        map_parts(partial(Double, 9), [source], out, pool=Pool())
+        map_parts(partial(Double, 9), [source], out, pool=Pool(), light=light)
     assert source.parts[4] not in out.list()
-    map_parts(Double, [source], out, pool=Pool())
+    map_parts(Double, [source], out, pool=Pool(), light=light)
     assert set(source.parts) <= set(out.list())
 
 
 def test_several_datasets_are_one_map(source, tmp_path, monkeypatch):
     """A lake of a million parts in one would fill the driver's memory."""
-    monkeypatch.setattr("raypipe.parts.BLOCKS_AN_ACTOR", 3)
+    monkeypatch.setattr("raypipe.streams.BLOCKS_AN_ACTOR", 3)
     out = Folder(str(tmp_path / "out"))
     made = map_parts(Double, [source], out, pool=Pool(actors=(2, 2)))
     assert {part: footer["rows"] for part, footer in made.items()} == dict(zip(source.parts, SIZES, strict=True))
@@ -196,21 +223,23 @@ def test_a_task_that_ray_ends_as_memory_is_short_is_not_begun_for_ever():
 
 
 @pytest.mark.slow
-def test_a_part_that_kills_its_process_is_named_after_a_few_times(source, tmp_path):
+@BOTH_WAYS
+def test_a_part_that_kills_its_process_is_named_after_a_few_times(light, source, tmp_path):
     """Ray would try for ever, or end with a traceback that names nothing; the other parts are kept."""
     out = Folder(str(tmp_path / "out"))
     with pytest.raises(DataError, match=rf"{source.parts[4]}: its process died each of the {ATTEMPTS} times"):
-        map_parts(partial(Deadly, 9), [source], out, pool=Pool(actors=(1, 1)))
+        map_parts(partial(Deadly, 9), [source], out, pool=Pool(actors=(1, 1)), light=light)
     assert source.parts[4] not in out.list()
-    map_parts(Double, [source], out, pool=Pool())
+    map_parts(Double, [source], out, pool=Pool(), light=light)
     assert set(source.parts) <= set(out.list())
 
 
 @pytest.mark.slow
-def test_a_model_that_kills_its_process_is_no_endless_loop(source, tmp_path):
+@BOTH_WAYS
+def test_a_model_that_kills_its_process_is_no_endless_loop(light, source, tmp_path):
     """A model too large for the machine dies while it is loaded, before any part is begun."""
     with pytest.raises(DataError, match="it loaded its model"):
-        map_parts(never_loads, [source], Folder(str(tmp_path / "out")), pool=Pool(actors=(1, 1)))
+        map_parts(never_loads, [source], Folder(str(tmp_path / "out")), pool=Pool(actors=(1, 1)), light=light)
 
 
 @pytest.mark.slow
@@ -222,14 +251,18 @@ def test_items_and_folds_that_kill_their_process_are_named(source):
 
 
 @pytest.mark.slow
-def test_two_maps_into_one_folder_share_the_work(tmp_path):
+@BOTH_WAYS
+def test_two_maps_into_one_folder_share_the_work(light, tmp_path):
     """Two drivers that took the same parts in the same order would do everything twice: a doubled bill."""
     folder, names = Folder(str(tmp_path / "in")), [f"part-{number:07d}.parquet" for number in range(60)]
     for number, name in enumerate(names):
         commit_part(folder, name, pa.table({"sample_id": [f"{number:032x}"], "x": [number]}), counts={"ok": 1})
     table, out, calls = Table(folder, tuple(names)), Folder(str(tmp_path / "out")), tmp_path / "calls"
     calls.mkdir()
-    maps = [partial(map_parts, partial(Slow, calls=calls), [table], out, pool=Pool(actors=(1, 1))) for _ in range(2)]
+    maps = [
+        partial(map_parts, partial(Slow, calls=calls), [table], out, pool=Pool(actors=(1, 1)), light=light)
+        for _ in range(2)
+    ]
     with ThreadPoolExecutor(2) as threads:
         made = [future.result() for future in [threads.submit(one) for one in maps]]
     assert set(names) == set(out.list()) == set(made[0]) == set(made[1])
@@ -255,9 +288,24 @@ def test_fold_over_aligned_tables(source, tmp_path):
 
 @pytest.mark.parametrize("actors", [(1, 1), (2, 2)])
 def test_folds_merge_in_part_order_with_any_number_of_actors(source, actors):
-    with shards([source], pool=Pool(actors=actors), keep=True) as held:
+    """What is made of a group is kept between folds where it fits, and is the same group under any number of actors."""
+    with shards([source], pool=Pool(actors=actors)) as held:
         assert held.fold(names) == list(source.parts)
-        assert held.fold(names) == list(source.parts)
+        for large in (False, False, True):
+            made = held.fold(names_and_place, of=MakeGroup(large))
+            assert [name for name, _ in made] == [(part,) for part in source.parts]
+        places = [place for _, place in held.fold(names_and_place, of=MakeGroup(False))]
+        assert places == [place for _, place in held.fold(names_and_place, of=MakeGroup(False))] != []
+
+
+def test_groups_follow_from_the_number_of_parts():
+    """With groups that followed from the actors a fit would have other bits on another cluster."""
+    parts = [str(n) for n in range(100_000)]
+    for count in (1, 5, 64, 65, 1000, 100_000):
+        groups = groups_of(parts[:count])
+        assert list(chain.from_iterable(groups)) == parts[:count]
+        assert len(groups) == min(count, 64) or (count == 100_000 and len(groups) == 196)
+        assert max(map(len, groups)) - min(map(len, groups)) <= 1
 
 
 def test_items_in_order_and_errors(tmp_path):

@@ -1,33 +1,39 @@
 """Mini-batch k-means as pure steps: rows and centres in, statistics that add up out.
 
-Batches are nested and growing (Newling and Fleuret, arXiv 1602.02934): a row is in the batch while its `draw` lies below a
-threshold that only rises, so each round is one Lloyd step on a growing random sample, the same whatever the sharding. The
-sums are exact: rows are multiples of 2^-20 and distances of 2^-16, added in float64, so equal data and seed give equal
-bits with any number of actors. Cost: one pass over the batch a round, N * K * D multiplications.
+Batches are nested and growing (Newling and Fleuret, arXiv 1602.02934): a row is in the batch while its `draw` lies below a share
+that only rises, so a round is one Lloyd step on a growing random sample, each row counted once with its latest assignment. A
+batch doubles when the sampling error of a centre outweighs how far it moved, and ends at END_ROWS_PER_CLUSTER: centres of b rows
+lie K / b above the best inertia, 0.2 % there, wherever the lake ends. Cost: N * K * D multiplications a round over N rows.
+
+The sums are exact: rows are multiples of 2^-20 and squared distances of 2^-16, added in float64. So sets of rows add up to the same
+bits in any order; within a set a matrix product is the same as long as the set is, so sets must not follow from the number of
+actors (see folds.Shards).
 
 x_ND rows, centers_KD centres; N rows, K clusters, D dimensions.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
-from scipy.sparse import csr_matrix
 
 from raypipe.ops.text import draw, id_words
 
 ROW_GRID, DISTANCE_GRID = 2.0**20, 2.0**16
 SAMPLE_ROWS = 20_000  # that k-means++ starts from
-FIRST_BATCH_ROWS_PER_CLUSTER = 256
-TOLERANCE = 1e-3  # relative fall of inertia a round, below which the batch doubles; at the whole, the end
+FIRST_ROWS_PER_CLUSTER, END_ROWS_PER_CLUSTER, END_ROWS = 64, 512, 100_000  # of a batch; the last for few clusters
+NOISE = 3.0  # sampling error of a centre over its movement, above which the batch doubles: 1 to 10 were tried
+TOLERANCE = 5e-4  # relative fall of inertia in a round of the last batch, below which the fit ends
 MAX_ROUNDS = 100
+BLOCK = {"cpu": 2048, "cuda": 65_536}  # rows whose distances exist at once
 
-Fold = Callable[[Callable[[list[pa.Table]], Any]], Any]
+Array = Any  # of numpy, or a tensor of torch on the device
+Fold = Callable[[Callable[["Drawn"], Any]], Any]  # sums a function over sets of rows
 
 
 def rows_of(table: pa.Table, metric: str) -> NDArray[np.float32]:
@@ -35,41 +41,123 @@ def rows_of(table: pa.Table, metric: str) -> NDArray[np.float32]:
     column = table.column("embedding").combine_chunks()
     array = (pa.concat_arrays(column.chunks) if isinstance(column, pa.ChunkedArray) else column).drop_null()
     x_ND = array.flatten().to_numpy(zero_copy_only=False).reshape(len(array), column.type.list_size).astype(np.float32)
-    if metric == "cosine":
-        x_ND = unit_rows(x_ND)
-    return np.asarray(np.rint(x_ND * ROW_GRID) / ROW_GRID, dtype=np.float32)
+    return on_grid(unit_rows(x_ND) if metric == "cosine" else x_ND)
+
+
+def on_grid(x_ND: NDArray[np.float32]) -> NDArray[np.float32]:
+    return np.asarray(np.rint(x_ND * np.float32(ROW_GRID)) / np.float32(ROW_GRID), dtype=np.float32)
 
 
 def unit_rows(x_ND: NDArray[Any]) -> NDArray[Any]:
-    norms = np.linalg.norm(x_ND, axis=1, keepdims=True)
+    norms = np.sqrt(np.einsum("nd,nd->n", x_ND, x_ND))[:, None]
     return np.asarray(x_ND / np.where(norms > 0, norms, 1).astype(x_ND.dtype))
 
 
-def assign(x_ND: NDArray[np.float32], centers_KD: NDArray[np.float32]) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
-    """Nearest centre of each row (ties: the lowest id) and the squared distance to it, at least 0."""
-    sq_distance_NK = (x_ND * x_ND).sum(1)[:, None] - 2 * (x_ND @ centers_KD.T) + (centers_KD * centers_KD).sum(1)
-    nearest_N = sq_distance_NK.argmin(1)
-    return nearest_N.astype(np.int32), np.maximum(sq_distance_NK[np.arange(len(x_ND)), nearest_N], 0).astype(np.float32)
+class Nearest(NamedTuple):
+    """[N]: id of the nearest centre (ties: the lowest), squared distances to it and to the second nearest, at least 0."""
+
+    cluster_id: Array
+    sq_distance: Array
+    sq_second: Array
+
+
+def nearest(x_ND: Array, centers_KD: Array, *, second: bool = False) -> Nearest:
+    """`sq_second` is filled only where it is asked for; infinite where there is one centre."""
+    xp = _module_of(x_ND)
+    half_K = (centers_KD * centers_KD).sum(1) / 2
+    found, size = [], BLOCK[x_ND.device.type if xp is not np else "cpu"]
+    for first in range(0, max(len(x_ND), 1), size):
+        block_ND = x_ND[first : first + size]
+        near_NK = half_K - block_ND @ centers_KD.T  # half the squared distance, but for the row's own length
+        rows, cluster_id = xp.arange(len(block_ND), device=block_ND.device), near_NK.argmin(1)
+        distances = [near_NK[rows, cluster_id]]
+        if second:
+            near_NK[rows, cluster_id] = float("inf")
+            distances.append(near_NK[rows, near_NK.argmin(1)])
+        own_N = (block_ND * block_ND).sum(1)
+        found.append((cluster_id, *((2 * distance + own_N).clip(0) for distance in distances)))
+    columns = [xp.concatenate(column) for column in zip(*found, strict=True)]
+    return Nearest(columns[0], columns[1], columns[-1])
+
+
+def assign(x_ND: NDArray[np.float32], centers_KD: NDArray[np.float32], device: str = "cpu") -> Nearest:
+    """With distances to the second nearest too."""
+    if device == "cpu":
+        return nearest(x_ND, centers_KD, second=True)
+    import torch
+
+    x, centers = (torch.as_tensor(array, device=device) for array in (x_ND, centers_KD))
+    return Nearest(*(column.cpu().numpy() for column in nearest(x, centers, second=True)))
+
+
+def silhouette(found: Nearest) -> NDArray[np.float64]:
+    """[N] simplified silhouettes, 1 - a / b by distances to the nearest and second nearest centre; 0 where both are 0 or there is none."""
+    a_N, b_N = (np.sqrt(sq_N.astype(np.float64)) for sq_N in (found.sq_distance, found.sq_second))
+    other_N = np.isfinite(b_N) & (b_N > 0)
+    return np.where(other_N, 1 - a_N / np.where(other_N, b_N, 1), 0.0)
 
 
 @dataclass(frozen=True)
 class Statistics:
-    """Of a set of rows under given centres; adds up over sets."""
+    """Of a set of rows under given centres; adds up over sets. `sse_K`: sums of squared distances."""
 
     sums_KD: NDArray[np.float64]
     counts_K: NDArray[np.int64]
-    inertia: float
+    sse_K: NDArray[np.float64]
 
     def __add__(self, other: Statistics) -> Statistics:
-        return Statistics(self.sums_KD + other.sums_KD, self.counts_K + other.counts_K, self.inertia + other.inertia)
+        return Statistics(self.sums_KD + other.sums_KD, self.counts_K + other.counts_K, self.sse_K + other.sse_K)
+
+    @property
+    def inertia(self) -> float:
+        """Mean over rows."""
+        return float(self.sse_K.sum() / max(int(self.counts_K.sum()), 1))
 
 
-def statistics(x_ND: NDArray[np.float32], centers_KD: NDArray[np.float32]) -> Statistics:
-    nearest_N, sq_distance_N = assign(x_ND, centers_KD)
-    num_rows, num_clusters = len(x_ND), len(centers_KD)
-    member_KN = csr_matrix((np.ones(num_rows), (nearest_N, np.arange(num_rows))), shape=(num_clusters, num_rows))
-    inertia = float((np.rint(sq_distance_N.astype(np.float64) * DISTANCE_GRID) / DISTANCE_GRID).sum())
-    return Statistics(member_KN @ x_ND.astype(np.float64), np.bincount(nearest_N, minlength=num_clusters), inertia)
+def statistics(x_ND: NDArray[np.float32], centers_KD: NDArray[np.float32], device: str = "cpu") -> Statistics:
+    """numpy on a CPU (a fifth faster than torch there), torch on a GPU: exact sums do not mind the order of its atomics."""
+    num_clusters = len(centers_KD)
+    if device == "cpu":
+        found = nearest(x_ND, centers_KD)
+        sums_KD, id_N = np.zeros((num_clusters, x_ND.shape[1])), found.cluster_id
+        for first in range(0, len(x_ND), BLOCK["cpu"]):
+            block = slice(first, first + BLOCK["cpu"])
+            sums_KD += _members(id_N[block], num_clusters) @ x_ND[block].astype(np.float64)
+        return Statistics(
+            sums_KD, np.bincount(id_N, minlength=num_clusters), sums_by(id_N, found.sq_distance, num_clusters)
+        )
+    return torch_statistics(x_ND, centers_KD, device)
+
+
+def torch_statistics(x_ND: NDArray[np.float32], centers_KD: NDArray[np.float32], device: str) -> Statistics:
+    import torch
+
+    x, centers = (torch.as_tensor(array, device=device) for array in (x_ND, centers_KD))
+    found = nearest(x, centers)
+    sums = torch.zeros(centers.shape, dtype=torch.float64, device=device)
+    for block in torch.arange(len(x), device=device).split(BLOCK["cuda"]):
+        sums.index_add_(0, found.cluster_id[block], x[block].double())
+    id_N, sq_distance_N = found.cluster_id.cpu().numpy(), found.sq_distance.cpu().numpy()
+    counts_K = np.bincount(id_N, minlength=len(centers_KD))
+    return Statistics(sums.cpu().numpy(), counts_K, sums_by(id_N, sq_distance_N, len(centers_KD)))
+
+
+def sums_by(id_N: NDArray[np.integer[Any]], value_N: NDArray[Any], num_clusters: int) -> NDArray[np.float64]:
+    """[K] sums of values, rounded first, so that they are exact."""
+    return np.asarray(np.bincount(id_N, weights=exact(value_N), minlength=num_clusters), np.float64)
+
+
+def exact(value_N: NDArray[Any]) -> NDArray[np.float64]:
+    """On the grid of distances, where float64 sums are exact."""
+    return np.rint(value_N.astype(np.float64) * DISTANCE_GRID) / DISTANCE_GRID
+
+
+def _members(id_N: NDArray[np.integer[Any]], num_clusters: int) -> Any:
+    """[K, N] sparse, a one for each row's cluster."""
+    from scipy.sparse import csc_matrix
+
+    num_rows = len(id_N)
+    return csc_matrix((np.ones(num_rows), id_N, np.arange(num_rows + 1)), shape=(num_clusters, num_rows))
 
 
 def move(centers_KD: NDArray[np.float32], found: Statistics, metric: str) -> NDArray[np.float32]:
@@ -81,48 +169,66 @@ def move(centers_KD: NDArray[np.float32], found: Statistics, metric: str) -> NDA
 
 
 @dataclass(frozen=True)
-class Batch:
-    """Rows of a part whose draw lies below `share` of all draws; a part function for a fold."""
+class Drawn:
+    """Rows with their draws, lowest first: a smaller batch is a shorter beginning."""
+
+    x_ND: NDArray[np.float32]
+    draws_N: NDArray[np.uint64]
+
+    @staticmethod
+    def of(x_ND: NDArray[np.float32], draws_N: NDArray[np.uint64]) -> Drawn:
+        order = np.argsort(draws_N, kind="stable")
+        return Drawn(x_ND[order], draws_N[order])
+
+    def __add__(self, other: Drawn) -> Drawn:
+        return Drawn.of(np.concatenate([self.x_ND, other.x_ND]), np.concatenate([self.draws_N, other.draws_N]))
+
+    @property
+    def nbytes(self) -> int:
+        return self.x_ND.nbytes + self.draws_N.nbytes
+
+    def below(self, share: float) -> Drawn:
+        end = len(self.draws_N) if share >= 1 else int(np.searchsorted(self.draws_N, np.uint64(int(share * 2**64))))
+        return Drawn(self.x_ND[:end], self.draws_N[:end])
+
+
+@dataclass(frozen=True)
+class Draw:
+    """Of some parts' tables, the rows whose draw lies below `share` of all draws."""
 
     share: float
     seed: int
     metric: str
 
-    def rows(self, table: pa.Table) -> tuple[NDArray[np.float32], NDArray[np.uint64]]:
-        there = table.filter(table.column("embedding").is_valid())
-        draws_N = draw(id_words(there.column("sample_id")), self.seed)
-        inside_N = (
-            draws_N < np.uint64(min(int(self.share * 2**64), 2**64 - 1))
-            if self.share < 1
-            else np.ones(len(draws_N), bool)
-        )
-        return rows_of(there.filter(pa.array(inside_N)), self.metric), draws_N[inside_N]
+    def __call__(self, parts: Iterable[list[pa.Table]]) -> Drawn:
+        found = [self._of(tables[0]) for tables in parts]
+        return Drawn.of(np.concatenate([x for x, _ in found]), np.concatenate([draws for _, draws in found]))
+
+    def _of(self, table: pa.Table) -> tuple[NDArray[np.float32], NDArray[np.uint64]]:
+        there = table.column("embedding").is_valid().to_numpy()
+        draws_N = draw(id_words(table.column("sample_id")), self.seed)
+        inside_N = there if self.share >= 1 else there & (draws_N < np.uint64(int(self.share * 2**64)))
+        return rows_of(table.filter(pa.array(inside_N)), self.metric), draws_N[inside_N]
+
+
+@dataclass(frozen=True)
+class Below:
+    """The rows of a smaller share themselves: to start from."""
+
+    share: float
+
+    def __call__(self, drawn: Drawn) -> Drawn:
+        return drawn.below(self.share)
 
 
 @dataclass(frozen=True)
 class Step:
-    batch: Batch
     centers_KD: NDArray[np.float32]
+    share: float
+    device: str = "cpu"
 
-    def __call__(self, tables: list[pa.Table]) -> Statistics:
-        return statistics(self.batch.rows(tables[0])[0], self.centers_KD)
-
-
-@dataclass(frozen=True)
-class Sample:
-    batch: Batch
-
-    def __call__(self, tables: list[pa.Table]) -> Drawn:
-        return Drawn(*self.batch.rows(tables[0]))
-
-
-@dataclass(frozen=True)
-class Drawn:
-    x_ND: NDArray[np.float32]
-    draws_N: NDArray[np.uint64]
-
-    def __add__(self, other: Drawn) -> Drawn:
-        return Drawn(np.concatenate([self.x_ND, other.x_ND]), np.concatenate([self.draws_N, other.draws_N]))
+    def __call__(self, drawn: Drawn) -> Statistics:
+        return statistics(drawn.below(self.share).x_ND, self.centers_KD, self.device)
 
 
 @dataclass(frozen=True)
@@ -131,28 +237,58 @@ class State:
 
     centers_KD: NDArray[np.float32]
     share: float
-    inertia: float  # mean over the batch; infinite before the first round
+    inertia: float = np.inf  # mean over the batch; infinite before the first round of a batch
     done: bool = False
 
 
-def start(fold: Fold, num_rows: int, num_clusters: int, *, metric: str, seed: int) -> State:
-    """Greedy k-means++ (scikit-learn's) on the SAMPLE_ROWS rows with the lowest draws."""
-    from sklearn.cluster import kmeans_plusplus
+@dataclass(frozen=True)
+class Fit:
+    """One fit: how its batches grow. `fold` sums a function of Drawn over sets that hold the rows below `end_share`."""
 
-    drawn: Drawn = fold(Sample(Batch(min(1.0, 1.5 * SAMPLE_ROWS / num_rows), seed, metric)))
-    lowest = np.argsort(drawn.draws_N, kind="stable")[:SAMPLE_ROWS]
-    centers_KD, _ = kmeans_plusplus(drawn.x_ND[lowest], num_clusters, random_state=seed)
-    return State(
-        centers_KD.astype(np.float32), min(1.0, num_clusters * FIRST_BATCH_ROWS_PER_CLUSTER / num_rows), np.inf
-    )
+    num_rows: int
+    num_clusters: int
+    metric: str
+    seed: int
+    device: str = "cpu"
+
+    @property
+    def end_share(self) -> float:
+        return min(1.0, max(END_ROWS_PER_CLUSTER * self.num_clusters, END_ROWS) / self.num_rows)
+
+    @property
+    def drawn(self) -> Draw:
+        return Draw(self.end_share, self.seed, self.metric)
+
+    def start(self, fold: Fold) -> State:
+        """Greedy k-means++ (scikit-learn's) on the SAMPLE_ROWS rows with the lowest draws; on two a cluster where that is more."""
+        from sklearn.cluster import kmeans_plusplus
+
+        wanted = max(SAMPLE_ROWS, 2 * self.num_clusters)
+        sample: Drawn = fold(Below(min(self.end_share, 1.5 * wanted / self.num_rows)))
+        centers_KD, _ = kmeans_plusplus(sample.x_ND[:wanted], self.num_clusters, random_state=self.seed)
+        first = min(self.end_share, FIRST_ROWS_PER_CLUSTER * self.num_clusters / self.num_rows)
+        return State(centers_KD.astype(np.float32), first)
+
+    def advance(self, fold: Fold, state: State) -> State:
+        """One round."""
+        found: Statistics = fold(Step(state.centers_KD, state.share, self.device))
+        centers_KD = move(state.centers_KD, found, self.metric)
+        if state.share < self.end_share:
+            grows = noise(state.centers_KD, centers_KD, found) > NOISE
+            return State(centers_KD, min(self.end_share, 2 * state.share) if grows else state.share)
+        return State(centers_KD, state.share, found.inertia, state.inertia - found.inertia < TOLERANCE * found.inertia)
 
 
-def advance(fold: Fold, state: State, *, metric: str, seed: int) -> State:
-    """One round: a Lloyd step on the batch; the batch doubles when steps no longer pay."""
-    found: Statistics = fold(Step(Batch(state.share, seed, metric), state.centers_KD))
-    inertia = found.inertia / max(int(found.counts_K.sum()), 1)
-    settled = state.inertia - inertia < TOLERANCE * inertia
-    share = min(1.0, 2 * state.share) if settled else state.share
-    return State(
-        move(state.centers_KD, found, metric), share, np.inf if settled else inertia, settled and state.share == 1
-    )
+def noise(before_KD: NDArray[np.float32], after_KD: NDArray[np.float32], found: Statistics) -> float:
+    """Median over clusters of a centre's standard error over its movement; infinite for one that did not move."""
+    moved_K = np.linalg.norm(after_KD - before_KD, axis=1)
+    error_K = np.sqrt(found.sse_K / np.maximum(found.counts_K * (found.counts_K - 1.0), 1))
+    return float(np.median(np.where(moved_K > 0, error_K / np.where(moved_K > 0, moved_K, 1), np.inf)))
+
+
+def _module_of(x: Array) -> Any:
+    if isinstance(x, np.ndarray):
+        return np
+    import torch
+
+    return torch

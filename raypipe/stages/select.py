@@ -27,7 +27,7 @@ def run(config: Config, inputs: Inputs, out: Folder) -> Result:
         inputs["score"].only("status", "ifd", "num_response_tokens"),
     ]
     rule, seed = config.select, config.seed
-    with shards(tables, pool=Pool(), keep=False) as held:
+    with shards(tables, pool=Pool()) as held:
         quota = quotas(held.fold(CountKeys(rule, seed)), rule.keep_fraction)
         if not quota:
             raise DataError(
