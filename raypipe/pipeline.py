@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from raypipe import cost, stopping
 from raypipe.config import Config
 from raypipe.errors import ConfigError, DataError
-from raypipe.identity import model_identity, pinned_model, resolved_backend
+from raypipe.identity import model_identity, object_digest, pinned_model, resolved_backend
 from raypipe.lake import Lake, list_lake
 from raypipe.part import Table
 from raypipe.s3 import arrow_filesystem, patience
@@ -37,6 +37,17 @@ def _score_content(config: Config) -> dict[str, Any]:
     return {**config.score.content(), **named, "model": model_identity("score.model", config.score_model)}
 
 
+def _cluster_content(config: Config) -> dict[str, Any]:
+    """With frozen centres a row follows from them alone."""
+    cluster = config.cluster
+    if cluster.centers is not None:
+        return {
+            "metric": cluster.metric,
+            "centers": object_digest("cluster.centers", cluster.centers, config.storage.endpoint),
+        }
+    return {**cluster.content(), "seed": config.seed}
+
+
 def _select_content(config: Config) -> dict[str, Any]:
     draws = {"seed": config.seed} if "random" in config.select.strategy else {}
     return {**config.select.content(), **draws}
@@ -51,6 +62,10 @@ def _train_content(config: Config) -> dict[str, Any]:
     return {**config.train.content(), "model": model_identity("model", config.model), "seed": config.seed}
 
 
+def _always(config: Config) -> bool:
+    return True
+
+
 STAGES = (
     Stage("ingest", (), lambda c: c.ingest.content()),
     Stage("clean", ("ingest",), lambda c: {}),
@@ -58,17 +73,18 @@ STAGES = (
         "embed",
         ("ingest", "clean"),
         lambda c: {**c.embed.content(), "model": model_identity("embed.model", c.embed.model)},
+        version=2,
     ),
-    Stage("cluster", ("embed",), lambda c: {**c.cluster.content(), "seed": c.seed}, whole_lake=True),
+    Stage("cluster", ("embed",), _cluster_content, version=2, whole_lake=lambda c: c.cluster.centers is None),
     Stage("score", ("ingest", "clean"), _score_content, version=2),
-    Stage("select", ("clean", "cluster", "score"), _select_content, whole_lake=True),
-    Stage("pack", ("ingest", "cluster", "select"), _pack_content, whole_lake=True),
-    Stage("train", ("pack",), _train_content, whole_lake=True),
+    Stage("select", ("clean", "cluster", "score"), _select_content, whole_lake=_always),
+    Stage("pack", ("ingest", "cluster", "select"), _pack_content, whole_lake=_always),
+    Stage("train", ("pack",), _train_content, whole_lake=_always),
     Stage(
         "report",
         ("ingest", "clean", "embed", "cluster", "score", "select", "pack", "train"),
         lambda c: {**c.report.content(), "name": c.name},
-        whole_lake=True,
+        whole_lake=_always,
     ),
 )
 STAGE_NAMES = tuple(stage.name for stage in STAGES)

@@ -134,6 +134,7 @@ def _pack_words(found: Manifests) -> list[str]:
 _WORDS = (
     ({"ingest"}, _ingest_words),
     ({"ingest", "score"}, _score_words),
+    ({"cluster"}, lambda found: [f"! {text}" for text in found["cluster"]["summary"].get("warnings", ())]),
     ({"report"}, lambda found: [f"! {text}" for text in found["report"]["summary"]["warnings"]]),
     ({"pack"}, _pack_words),
 )

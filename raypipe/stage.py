@@ -36,7 +36,9 @@ class Stage:
     reads: tuple[str, ...]
     content: Callable[[Config], dict[str, Any]]
     version: int = 1  # raised whenever the same inputs give other rows
-    whole_lake: bool = False  # needs all rows at once: another lake is another folder
+    whole_lake: Callable[[Config], bool] = lambda config: (
+        False
+    )  # needs all rows at once: another lake is another folder
 
 
 @dataclass(frozen=True)
@@ -66,7 +68,7 @@ class Result:
 def recipe(stage: Stage, config: Config, upstream: Mapping[str, str], lake: str) -> dict[str, Any]:
     """Everything that decides the content of a stage's folder; `upstream` are the folders it reads."""
     made_of = {"stage": stage.name, "version": stage.version, "content": stage.content(config), "reads": dict(upstream)}
-    return {**made_of, "lake": lake} if stage.whole_lake else made_of
+    return {**made_of, "lake": lake} if stage.whole_lake(config) else made_of
 
 
 def folder_name(made_of: Mapping[str, Any]) -> str:

@@ -2,8 +2,11 @@
 
 After every round the state is put in `_rounds/`, so a killed fit goes on where it was.
 
+With `cluster.centers` nothing is fitted: rows are assigned to the centres of another run, so the stage is row-wise, and drift says
+how far they lie from what those were fitted on.
+
 Columns: sample_id, cluster_id (int32), sq_distance (float32), both null where the embedding is; beside the parts
-`centers.npy` [k, d], `counts.npy` [k] and `distances.npy`, the histogram of squared distances (ops.distances).
+`centers.npy` [k, d] and, of a fit, `counts.npy` [k] and `distances.npy`, the histogram of squared distances (ops.distances).
 """
 
 from __future__ import annotations
@@ -18,33 +21,29 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from raypipe.config import Config
-from raypipe.errors import DataError
+from raypipe.errors import ConfigError, DataError
 from raypipe.folds import fold_parts, shards
 from raypipe.ops import kmeans
-from raypipe.ops.distances import MeasureDistances
+from raypipe.ops.distances import EDGES, Distances, MeasureDistances, drift
+from raypipe.ops.figures import median_of
 from raypipe.part import Table, add_up, with_figures
 from raypipe.parts import map_parts
 from raypipe.sizing import device_of
-from raypipe.stage import Inputs, Result, all_footers
+from raypipe.stage import Inputs, Known, Result, all_footers
 from raypipe.store import Folder
 
 log = logging.getLogger("raypipe")
+DRIFT = 0.1  # of the distributions of squared distances, above which a user should fit anew
 
 
 def run(config: Config, inputs: Inputs, out: Folder) -> Result:
     embed, pool, accelerator = inputs["embed"], config.resources.cluster, config.resources.accelerator
-    num_rows = embed.manifest["counts"].get("ok", 0)
-    if num_rows < config.cluster.num_clusters:
-        raise DataError(
-            f"cluster.num_clusters: {config.cluster.num_clusters} clusters asked for, {num_rows} samples there. Lower it, or add data"
-        )
     if not out.has("centers.npy"):
-        fit = kmeans.Fit(num_rows, config.cluster.num_clusters, config.cluster.metric, config.seed, device_of(pool))
-        with shards([embed.only("sample_id", "embedding")], pool=pool, accelerator=accelerator) as held:
-            _fit(fit, partial(held.fold, of=fit.drawn), out)
+        centers = _frozen(config) if config.cluster.centers else _fitted(config, embed, out)
+        out.put("centers.npy", npy(centers))
     make = partial(Assign, out, config.cluster.metric, device_of(pool))
     parts = map_parts(make, [embed], out, pool=pool, accelerator=accelerator, light=True)
-    return Result(parts, _figures(config, inputs, out, parts))
+    return Result(parts, _summary(config, inputs, out, parts))
 
 
 class Assign:
@@ -55,7 +54,13 @@ class Assign:
 
     def __call__(self, tables: list[pa.Table]) -> pa.Table:
         there = tables[0].column("embedding").is_valid().to_numpy()
-        found = kmeans.assign(kmeans.rows_of(tables[0], self.metric), self.centers_KD, self.device)
+        x_ND = kmeans.rows_of(tables[0], self.metric)
+        if x_ND.shape[1] != self.centers_KD.shape[1]:
+            raise ConfigError(
+                f"cluster.centers: centres have {self.centers_KD.shape[1]} dimensions, wanted the {x_ND.shape[1]} of the embeddings. "
+                "Were they fitted on another model's? Set embed.model to that, or give other centres"
+            )
+        found = kmeans.assign(x_ND, self.centers_KD, self.device)
         cluster_id, sq_distance = np.zeros(len(there), np.int32), np.zeros(len(there), np.float32)
         cluster_id[there], sq_distance[there] = found.cluster_id, found.sq_distance
         columns = {"cluster_id": pa.array(cluster_id, mask=~there), "sq_distance": pa.array(sq_distance, mask=~there)}
@@ -63,8 +68,25 @@ class Assign:
         return with_figures(made, silhouette=float(kmeans.exact(kmeans.silhouette(found)).sum()))
 
 
-def _fit(fit: kmeans.Fit, fold: kmeans.Fold, out: Folder) -> None:
-    rounds = out / "_rounds"
+def _fitted(config: Config, embed: Table, out: Folder) -> NDArray[np.float32]:
+    cluster, pool = config.cluster, config.resources.cluster
+    num_rows = embed.manifest["counts"].get("ok", 0)
+    if num_rows < cluster.num_clusters:
+        raise DataError(
+            f"cluster.num_clusters: {cluster.num_clusters} clusters asked for, {num_rows} samples there. Lower it, or add data"
+        )
+    fit = kmeans.Fit(num_rows, cluster.num_clusters, cluster.metric, config.seed, device_of(pool))
+    rows = embed.only("sample_id", "embedding")
+    with shards([rows], pool=pool, accelerator=config.resources.accelerator) as held:
+        fold = partial(held.fold, of=fit.drawn)
+        state = _rounds(fit, fold, out / "_rounds")
+        if cluster.max_cluster_fraction is None:
+            return state.centers_KD
+        return kmeans.split(fit, fold, state, cluster.max_cluster_fraction)
+
+
+def _rounds(fit: kmeans.Fit, fold: kmeans.Fold, rounds: Folder) -> kmeans.State:
+    """From the last round that was put, by whichever driver."""
     number, state = _last_round(rounds) or (0, None)
     state = state or fit.start(fold)
     while not state.done and number < kmeans.MAX_ROUNDS:
@@ -72,29 +94,77 @@ def _fit(fit: kmeans.Fit, fold: kmeans.Fold, out: Folder) -> None:
         rounds.put(f"{number:04d}.npz", npz(state))
         number, state = _last_round(rounds, after=number + 1) or (number + 1, state)
     log.info(
-        "k-means: %d rounds, mean squared distance %.4f in a batch of %.1f %%", number, state.inertia, 100 * state.share
+        "k-means: %d rounds, mean squared distance %.4f in a batch of %.3g %%", number, state.inertia, 100 * state.share
     )
-    out.put("centers.npy", npy(state.centers_KD))
+    return state
 
 
-def _figures(config: Config, inputs: Inputs, out: Folder, parts: Any) -> dict[str, Any]:
+def _frozen(config: Config) -> NDArray[np.float32]:
+    place, name = _centers(config)
+    try:
+        centers = load_npy(place, name)
+    except (ValueError, OSError, EOFError) as error:
+        raise ConfigError(
+            f"cluster.centers: {place.uri(name)} is no array of numpy ({error}). Give a centers.npy"
+        ) from error
+    if (
+        centers.ndim != 2
+        or not len(centers)
+        or not np.issubdtype(centers.dtype, np.floating)
+        or not np.isfinite(centers).all()
+    ):
+        raise ConfigError(
+            f"cluster.centers: {place.uri(name)} is {centers.dtype} of shape {centers.shape}, wanted finite numbers of shape [clusters, "
+            "dimensions]. Give the centers.npy of a run"
+        )
+    return centers.astype(np.float32)
+
+
+def _centers(config: Config) -> tuple[Folder, str]:
+    place, _, name = str(config.cluster.centers).rpartition("/")
+    return Folder.at(place, config.storage.endpoint), name
+
+
+def _summary(config: Config, inputs: Inputs, out: Folder, parts: Known) -> dict[str, Any]:
     """For the manifest, from columns and footers of the parts."""
     footers = all_footers(out, parts, inputs.lake)
-    found = fold_parts(
-        MeasureDistances(config.cluster.num_clusters),
-        [Table(out, tuple(footers)).only("cluster_id", "sq_distance")],
-        pool=config.resources.cluster,
-    )
-    out.put("counts.npy", npy(found.counts_K))
-    out.put("distances.npy", npy(found.histogram_B))
-    num_rows = int(found.counts_K.sum())
-    return {
-        "rounds": len((out / "_rounds").list()),
+    columns = Table(out, tuple(footers)).only("cluster_id", "sq_distance")
+    measure = MeasureDistances(len(load_npy(out, "centers.npy")))
+    found: Distances = fold_parts(measure, [columns], pool=config.resources.cluster)
+    summary = {
         "inertia": found.inertia,
-        "silhouette": add_up(footers.values())["figures"]["silhouette"] / num_rows,
+        "silhouette": add_up(footers.values())["figures"]["silhouette"] / max(int(found.counts_K.sum()), 1),
         "cluster_sizes": found.counts_K.tolist(),
         "empty_clusters": int((found.counts_K == 0).sum()),
     }
+    if config.cluster.centers:
+        return summary | _drift(config, found)
+    out.put("counts.npy", npy(found.counts_K))
+    out.put("distances.npy", npy(found.histogram_B))
+    summary |= {"rounds": len((out / "_rounds").list()), "warnings": []}
+    most = config.cluster.max_cluster_fraction or 1.0
+    if (largest := found.counts_K.max() / found.counts_K.sum()) > most:
+        summary["warnings"] = [
+            f"the largest cluster holds {largest:.1%} of the samples, more than cluster.max_cluster_fraction={most:g}: its rows cannot be "
+            "told apart. Look for repeated instructions"
+        ]
+    return summary
+
+
+def _drift(config: Config, found: Distances) -> dict[str, Any]:
+    """How the distances here differ from those of the fit, where its folder is at hand."""
+    place, name = _centers(config)
+    data = place.find("distances.npy")
+    if data is None:
+        return {"drift": None, "warnings": [f"drift is unknown: there is no distances.npy beside {place.uri(name)}"]}
+    before_B = np.load(io.BytesIO(data), allow_pickle=False)
+    medians = [median_of(counts_B, EDGES) for counts_B in (before_B, found.histogram_B)]
+    moved = drift(before_B, found.histogram_B)
+    warnings = [
+        f"these samples lie elsewhere than those the centres were fitted on: squared distances differ by {moved:.2f} "
+        f"(Kolmogorov-Smirnov; above {DRIFT:g} is much), median {medians[0]:.3g} -> {medians[1]:.3g}. Fit anew: cluster.centers=null"
+    ]
+    return {"drift": moved, "median_sq_distance": medians, "warnings": warnings if moved > DRIFT else []}
 
 
 def _last_round(rounds: Folder, after: int = 0) -> tuple[int, kmeans.State] | None:

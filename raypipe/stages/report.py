@@ -36,15 +36,17 @@ def run(config: Config, inputs: Inputs, out: Folder) -> Result:
         inputs["cluster"].only("cluster_id", "sq_distance"),
         inputs["select"].only("reason"),
     ]
-    measure = Measure(config.cluster.num_clusters, config.report.exemplars_per_cluster)
+    cluster = inputs["cluster"].manifest["summary"]
+    measure = Measure(len(cluster["cluster_sizes"]), config.report.exemplars_per_cluster)
     draw_points = DrawPoints(min(1.0, 1.5 * MAP_POINTS / inputs["clean"].manifest["counts"]["ok"]), config.seed)
     figures: Figures = fold_parts(measure, tables, pool=Pool())
     points: Points = fold_parts(draw_points, [*tables, inputs["embed"].only("embedding")], pool=Pool())
     medians = {name: figures.medians(name) for name in QUANTITIES}
+    said = warnings(medians, inputs["train"].manifest["summary"]["steps"])
     report = {
         **_heading(config, inputs),
         "headline": _headline(inputs),
-        "warnings": warnings(medians, inputs["train"].manifest["summary"]["steps"]),
+        "warnings": [*cluster["warnings"], *said],
         "flow": _flow(inputs),
         "histograms": {name: figures.histogram(name) for name in QUANTITIES},
         "medians": medians,
@@ -55,7 +57,7 @@ def run(config: Config, inputs: Inputs, out: Folder) -> Result:
     }
     out.put("report.json", json.dumps(report).encode())
     out.put("index.html", render(report).encode())
-    return Result(summary={"medians": medians, "warnings": report["warnings"]})
+    return Result(summary={"medians": medians, "warnings": said})
 
 
 def warnings(medians: Mapping[str, Mapping[str, float | None]], steps: int) -> list[str]:
@@ -147,7 +149,7 @@ def _clusters(config: Config, inputs: Inputs, figures: Figures) -> list[dict[str
             "mean_sq_distance": float(figures.sq_distance_K[k] / scored_K[k]) if scored_K[k] else None,
             "exemplars": by_cluster.get(k, []),
         }
-        for k in range(config.cluster.num_clusters)
+        for k in range(len(sizes))
     ]
 
 
