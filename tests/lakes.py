@@ -31,7 +31,7 @@ def write_config(path: Path, *, model: Path, embedder: Path, **sections) -> Path
         "name": "test",
         "model": str(model),
         "ingest": {"paths": [str(path.parent / "lake")], "part_bytes": 12_000, "max_rejected_fraction": 0.05},
-        "embed": {"model": str(embedder)},
+        "embed": {"model": str(embedder), "dtype": "float32"},
         "cluster": {"num_clusters": 4},
         "score": {"backend": "transformers", "dtype": "float32", "max_length": 2048},
         "select": {"held_out_fraction": 0.1},

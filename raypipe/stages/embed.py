@@ -6,6 +6,8 @@ Columns: sample_id, embedding (fixed_size_list<float16>[d]; null where clean's s
 from __future__ import annotations
 
 from functools import partial
+from importlib.util import find_spec
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -14,6 +16,7 @@ from numpy.typing import NDArray
 
 from raypipe.config import Config
 from raypipe.config import Embed as EmbedConfig
+from raypipe.errors import ConfigError
 from raypipe.identity import fetched_model
 from raypipe.models.embedder import Embedder
 from raypipe.parts import map_parts
@@ -23,22 +26,33 @@ from raypipe.store import Folder
 
 
 def run(config: Config, inputs: Inputs, out: Folder) -> Result:
+    _check_backend(config)
     tables = [inputs["ingest"].only("sample_id", "instruction", "response"), inputs["clean"].only("status")]
-    return Result(
-        map_parts(
-            partial(Embed, config.embed, device_of(config.resources.embed), config.storage.endpoint),
-            tables,
-            out,
-            pool=config.resources.embed,
-            accelerator=config.resources.accelerator,
-        )
+    parts = map_parts(
+        partial(Embed, config.embed, device_of(config.resources.embed), config.storage.endpoint),
+        tables,
+        out,
+        pool=config.resources.embed,
+        accelerator=config.resources.accelerator,
     )
+    return Result(parts, {"backend": config.embed.backend, "dtype": config.embed.dtype})
+
+
+def _check_backend(config: Config) -> None:
+    """Before any actor loads a model."""
+    if config.embed.backend == "openvino":
+        if config.resources.embed.gpus:
+            raise ConfigError("resources.embed.gpus: embed.backend=openvino computes on CPUs. Set one of the two back")
+        if not find_spec("openvino"):
+            raise ConfigError(
+                "embed.backend: openvino is not installed. Install raypipe[openvino], or set embed.backend=torch"
+            )
 
 
 class Embed:
     def __init__(self, config: EmbedConfig, device: str = "cpu", endpoint: str | None = None) -> None:
         self.text = config.text
-        self.embedder = Embedder(fetched_model(config.model, endpoint), device)
+        self.embedder = Embedder(fetched_model(config.model, endpoint), device, config.dtype, config.backend)
 
     def __call__(self, tables: list[pa.Table]) -> pa.Table:
         samples, clean = tables
@@ -52,7 +66,7 @@ class Embed:
         )
 
 
-def embedding_column(vectors: NDArray[np.float16], there_N: NDArray[np.bool_]) -> pa.Array:
+def embedding_column(vectors: NDArray[np.floating[Any]], there_N: NDArray[np.bool_]) -> pa.Array:
     """One list a row, null where it is not there; `vectors` holds the rows that are."""
     full = np.zeros((len(there_N), vectors.shape[1]), np.float16)
     full[there_N] = vectors
