@@ -85,9 +85,7 @@ class Embed(Section):
     NOT_CONTENT = frozenset({"model"})  # its files' digests are in the recipe instead
     model: str
     text: Literal["instruction", "response", "both"] = "instruction"
-    dtype: Literal["bfloat16", "float32"] = (
-        "bfloat16"  # bfloat16: cosine 0.9999 to float32, which a CPU without it computes
-    )
+    dtype: Literal["bfloat16", "float32"] = "bfloat16"  # cosine 0.9999 to float32, which a CPU without it computes
     backend: Literal["torch", "openvino"] = "torch"  # openvino: CPUs only, needs raypipe[openvino]
 
 
