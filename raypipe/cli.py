@@ -53,6 +53,15 @@ def _status(options: argparse.Namespace) -> None:
         print(progress.status(Folder.at(options.root, options.endpoint)))
 
 
+def _sweep_k(options: argparse.Namespace) -> None:
+    from raypipe import sweep
+
+    numbers = [word for word in options.overrides if "=" not in word]
+    config = load_config(options.config, [word for word in options.overrides if "=" in word])
+    with stopping.listening():
+        print(sweep.shown(*sweep.sweep(config, numbers)))
+
+
 def _gc(options: argparse.Namespace) -> None:
     root = Folder.at(options.root, options.endpoint)
     with patience(pipeline.PLAN_PATIENCE_S):
@@ -114,13 +123,16 @@ def _parser() -> argparse.ArgumentParser:
     plan = verbs.add_parser("plan", help="what would run, what is done; starts nothing")
     plan.add_argument("--measure", action="store_true", help="score 500 rows here, to know what scoring will cost")
     plan.set_defaults(verb=_plan)
+    sweep_k = verbs.add_parser("sweep-k", help="how many clusters? Fits several k on a sample of the embeddings")
+    sweep_k.set_defaults(verb=_sweep_k)
     doctor = verbs.add_parser("doctor", help="versions, accelerators, credentials, reach of every path of a config")
     doctor.set_defaults(verb=_doctor)
-    for with_config in (run, plan, doctor):
+    for with_config in (run, plan, sweep_k, doctor):
         with_config.add_argument(
             "config", metavar="CONFIG", help="YAML file", nargs="?" if with_config is doctor else None
         )
-        with_config.add_argument("overrides", nargs="*", metavar="key.path=value", help="a value is YAML")
+        words = "K | key.path=value" if with_config is sweep_k else "key.path=value"
+        with_config.add_argument("overrides", nargs="*", metavar=words, help="a value is YAML")
     for whole in (run, plan):
         whole.add_argument(
             "--from",

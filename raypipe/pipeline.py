@@ -123,8 +123,11 @@ class Plan:
         return replace(self, stages=tuple(stages))
 
 
-def plan(config: Config, from_stage: str | None = None) -> Plan:
-    """What a run of this config is made of. Starts nothing; lists the lake unless `from_stage` takes it from the run file."""
+def plan(config: Config, from_stage: str | None = None, *, asked: str | None = None) -> Plan:
+    """What a run of this config is made of. Starts nothing; lists the lake unless `from_stage` takes it from the run file.
+
+    Errors about what is not prepared begin with what was `asked` for, where that is not --from.
+    """
     _check_names(from_stage)
     root = root_of(config)
     config = _resolved(config)
@@ -138,7 +141,7 @@ def plan(config: Config, from_stage: str | None = None) -> Plan:
         stages.append(Planned(stage, made_of, folder, read_manifest(folder, lake.digest)))
     planned = Plan(config, lake, tuple(stages))
     if from_stage not in (None, "ingest"):
-        _check_recorded(root, planned, str(from_stage))
+        _check_recorded(root, planned, str(from_stage), asked or f"--from {from_stage}")
     return planned
 
 
@@ -320,7 +323,7 @@ def _recorded_lake(root: Folder, config: Config, from_stage: str) -> Lake:
     return Lake((), (json.loads(data)["lake"],))
 
 
-def _check_recorded(root: Folder, planned: Plan, from_stage: str) -> None:
+def _check_recorded(root: Folder, planned: Plan, from_stage: str, asked: str) -> None:
     """ConfigError unless all that `from_stage` needs is of this config's recipes and finished."""
     recorded = json.loads((root / "runs").read(f"{planned.config.name}.json"))["folders"]
     before = planned.stages[: STAGE_NAMES.index(from_stage)]
@@ -328,12 +331,12 @@ def _check_recorded(root: Folder, planned: Plan, from_stage: str) -> None:
         name = step.stage.name
         if planned.folders[name] != recorded.get(name):
             raise ConfigError(
-                f"--from {from_stage}: {name} was prepared as {recorded.get(name)}, but this config asks for {planned.folders[name]}. "
+                f"{asked}: {name} was prepared as {recorded.get(name)}, but this config asks for {planned.folders[name]}. "
                 f"Give the config it was prepared with. Or: {_remedy(before[-1].stage.name)}"
             )
         if not step.done:
             raise ConfigError(
-                f"--from {from_stage}: {step.folder.uri(manifest_name(planned.lake.digest))} is missing: {name} is not finished. "
+                f"{asked}: {step.folder.uri(manifest_name(planned.lake.digest))} is missing: {name} is not finished. "
                 f"{_remedy(before[-1].stage.name)}"
             )
 

@@ -70,6 +70,21 @@ MAY_IMPORT = {  # of raypipe, beside itself; a module that is not here may impor
     },
     "screen": {"cost", "identity", "ops", "pipeline", "store"},
     "progress": {"cost", "owner", "pipeline", "screen", "stage", "store"},
+    "sweep": {
+        "config",
+        "errors",
+        "folds",
+        "identity",
+        "ops",
+        "part",
+        "pipeline",
+        "s3",
+        "screen",
+        "session",
+        "stage",
+        "stopping",
+        "store",
+    },
     "garbage": {"errors", "local", "pipeline", "screen", "store"},
     "machine": {"container", "errors", "identity", "local", "screen"},
     "reach": {"config", "errors", "identity", "lake", "local", "machine", "s3", "s3_errors", "screen", "store"},
@@ -120,7 +135,7 @@ def test_no_stage_imports_another():
         assert not stages, path.name
 
 
-@pytest.mark.parametrize("module", ["raypipe", "raypipe.cli", "raypipe.pipeline", "raypipe.doctor"])
+@pytest.mark.parametrize("module", ["raypipe", "raypipe.cli", "raypipe.pipeline", "raypipe.doctor", "raypipe.sweep"])
 def test_light_imports(module):
     """A finished run, `plan` and `status` answer in a second or two; importing torch alone takes longer."""
     code = f"import {module}, sys; print([name for name in {HEAVY!r} if name in sys.modules])"

@@ -1,11 +1,13 @@
-"""The report as a person sees it: opened in headless Chromium, no console error, a screenshot kept."""
+"""The pages as a person sees them: opened in headless Chromium, no console error, screenshots kept."""
 
 from pathlib import Path
 
 import pytest
 from playwright.sync_api import sync_playwright
 
+from raypipe.ops.sweep_page import render
 from tests.lakes import stage_folder
+from tests.ops.test_sweep_page import make_sweep
 
 SCREENSHOTS = Path(__file__).parent / "screenshots"
 ARGUMENTS = [
@@ -20,7 +22,24 @@ ARGUMENTS = [
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_opens_without_an_error(finished, scheme):
     """A report with a broken chart is worse than none: its reader cannot tell."""
-    page_file = stage_folder(finished[0] / "root", "report") / "index.html"
+    drawn, text = opened(stage_folder(finished[0] / "root", "report") / "index.html", "report", scheme)
+    assert drawn >= 8
+    for word in ("ingest", "duplicate", "IFD", "PPL", "Clusters", "held-out", "PCA"):
+        assert word.lower() in text.lower(), word
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_a_sweep_opens_without_an_error(tmp_path, scheme):
+    """As above; five criteria and the sizes are drawn."""
+    (tmp_path / "index.html").write_text(render(make_sweep()), encoding="utf-8")
+    drawn, text = opened(tmp_path / "index.html", "sweep", scheme)
+    assert drawn >= 6
+    for word in ("disagree", "Silhouette", "Calinski-Harabasz", "BIC", "Stability", "k = 20", "sweep-k"):
+        assert word.lower() in text.lower(), word
+
+
+def opened(page_file, name, scheme):
+    """Number of charts and the text of a page that complains of nothing and asks for nothing outside."""
     complaints, asked = [], []
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path="/usr/bin/chromium", args=ARGUMENTS)
@@ -33,12 +52,9 @@ def test_opens_without_an_error(finished, scheme):
         page.goto(page_file.as_uri(), wait_until="load")
         page.wait_for_timeout(1500)
         SCREENSHOTS.mkdir(exist_ok=True)
-        page.screenshot(path=SCREENSHOTS / f"report-{scheme}.png", full_page=True)
-        drawn = page.locator("svg.main-svg").count()
-        text = page.inner_text("body")
+        page.screenshot(path=SCREENSHOTS / f"{name}-{scheme}.png", full_page=True)
+        drawn, text = page.locator("svg.main-svg").count(), page.inner_text("body")
         browser.close()
     assert complaints == []
     assert [url for url in asked if not url.startswith(("file:", "data:", "blob:"))] == []
-    assert drawn >= 8
-    for word in ("ingest", "duplicate", "IFD", "PPL", "Clusters", "held-out", "PCA"):
-        assert word.lower() in text.lower(), word
+    return drawn, text

@@ -14,22 +14,16 @@ Cost: 4.8 MB for Plotly's JavaScript, some 100 bytes a point of the map, the exe
 import html
 import math
 from collections.abc import Sequence
-from importlib.resources import files
 from itertools import pairwise
 from statistics import median
 from typing import Any
 
-from jinja2 import ChainableUndefined, Environment, Undefined
-from markupsafe import Markup
-from plotly.offline import get_plotlyjs
+from raypipe.ops.pages import MINUS, Chart, count, fill, is_number, percent, seconds, short
 
-Chart = dict[str, Any]
 Bar = tuple[str, float, float, str]  # label, start, length, text
 
 NUM_COLOURS = 10  # --c0 .. --c9 in the template, told apart by colour-blind readers; beyond, the symbol changes
 SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross")
-
-UNKNOWN, MINUS = "\u2013", "\u2212"
 
 AXES = {
     "ifd": "IFD (a ratio, no unit)",
@@ -42,12 +36,7 @@ AXES = {
 
 def render(report: dict[str, Any]) -> str:
     """The page, as text to be written in UTF-8. The same dict gives the same text."""
-    environment = Environment(autoescape=True, undefined=ChainableUndefined, trim_blocks=True, lstrip_blocks=True)
-    for show in (count, fixed, signed, percent, short, seconds, size):
-        environment.filters[show.__name__] = show
-    template = environment.from_string(files(__package__).joinpath("report.html.j2").read_text(encoding="utf-8"))
-    plotly = Markup(get_plotlyjs())  # Plotly's own text; it holds no "</script"
-    return template.render(report=report, charts=_finite(charts(report)), num_colours=NUM_COLOURS, plotly=plotly)
+    return fill("report.html.j2", charts=charts(report), report=report, num_colours=NUM_COLOURS)
 
 
 def charts(report: dict[str, Any]) -> dict[str, Chart]:
@@ -60,7 +49,7 @@ def charts(report: dict[str, Any]) -> dict[str, Chart]:
             lengths = medians.get(name) if name.endswith("_tokens") else None
             drawn[name] = histogram_chart(histograms[name], axis, _marks(limit, lengths or {}))
     flow = report.get("flow") or []
-    if flow and all(_is_number(step.get(key)) for step in flow for key in ("rows_in", "rows_out")):
+    if flow and all(is_number(step.get(key)) for step in flow for key in ("rows_in", "rows_out")):
         drawn["flow"] = flow_chart(flow)
     if _has(report.get("map"), "x", "y", "cluster_id", "selected", "sample_id"):
         drawn["map"] = map_chart(report["map"])
@@ -176,48 +165,6 @@ def time_chart(times: Sequence[dict[str, Any]]) -> Chart:
     return {"data": data, "layout": layout, "height": 100 + 42 * len(times)}
 
 
-def count(value: Any) -> str:
-    return f"{value:,.0f}" if _is_number(value) else UNKNOWN
-
-
-def fixed(value: Any, digits: int = 3) -> str:
-    return f"{value:,.{digits}f}" if _is_number(value) else UNKNOWN
-
-
-def signed(value: Any) -> str:
-    return f"{value:+,.3f}".replace("-", MINUS) if _is_number(value) else UNKNOWN
-
-
-def percent(value: Any) -> str:
-    return f"{100 * value:.1f}\u00a0%" if _is_number(value) else UNKNOWN
-
-
-def short(value: Any) -> str:
-    """Three digits that count, never an exponent: 0.0312, 3.14, 12.5, 1,234."""
-    if not _is_number(value):
-        return UNKNOWN
-    digits = min(max(2 - math.floor(math.log10(abs(value))), 0), 6) if value else 0
-    text = f"{value:,.{digits}f}"
-    return text.rstrip("0").rstrip(".") if "." in text else text
-
-
-def seconds(value: Any) -> str:
-    if not _is_number(value):
-        return UNKNOWN
-    minutes = round(value / 60)
-    if value >= 3600:
-        return f"{minutes // 60:,} h {minutes % 60:02d} min"
-    return f"{value:.1f} s" if value < 60 else f"{value / 60:.1f} min"
-
-
-def size(value: Any) -> str:
-    """Decimal units, as disks and buckets are sold."""
-    if not _is_number(value):
-        return UNKNOWN
-    power = min(int(math.log10(max(value, 1)) / 3), 4)
-    return f"{short(value / 1000**power)} {('B', 'kB', 'MB', 'GB', 'TB')[power]}"
-
-
 def _bars(name: str, colour: str, bars: Sequence[Bar]) -> Chart:
     """Horizontal bars; the outline keeps a very short one visible."""
     labels, starts, lengths, texts = zip(*bars, strict=True) if bars else ((), (), (), ())
@@ -280,16 +227,3 @@ def _label(text: object) -> str:
 
 def _has(value: Any, *keys: str) -> bool:
     return bool(value) and all(value.get(key) for key in keys)
-
-
-def _is_number(value: Any) -> bool:
-    return value is not None and not isinstance(value, Undefined) and math.isfinite(value)
-
-
-def _finite(value: Any) -> Any:
-    """JSON has no NaN and no infinity; Plotly draws null as a gap."""
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -11,7 +11,7 @@ import pytest
 from numpy.typing import NDArray
 from plotly.offline import get_plotlyjs
 
-from raypipe.ops import report_page
+from raypipe.ops import pages, report_page
 
 PLOTLY = get_plotlyjs()
 HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(2)> \u2028 {{ 7 * 7 }} <!-- & \"'"
@@ -264,10 +264,10 @@ def test_map_holds_every_point_once() -> None:
 )
 def test_short_numbers(value: float | None, text: str) -> None:
     """Trailing zeros of 100 are not decimals to strip."""
-    assert report_page.short(value) == text
+    assert pages.short(value) == text
 
 
 def test_seconds_and_sizes_read_well() -> None:
     """Nobody reads 7,260 s; bytes are decimal, as storage is billed."""
-    assert [report_page.seconds(s) for s in (3.14, 90, 7260)] == ["3.1 s", "1.5 min", "2 h 01 min"]
-    assert [report_page.size(b) for b in (0, 999, 123456, 2.5e12)] == ["0 B", "999 B", "123 kB", "2.5 TB"]
+    assert [pages.seconds(s) for s in (3.14, 90, 7260)] == ["3.1 s", "1.5 min", "2 h 01 min"]
+    assert [pages.size(b) for b in (0, 999, 123456, 2.5e12)] == ["0 B", "999 B", "123 kB", "2.5 TB"]
