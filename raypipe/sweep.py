@@ -1,8 +1,9 @@
 """`raypipe sweep-k`: several numbers of clusters, each fitted with several seeds on one sample of the embeddings.
 
-Ray only fetches the sample, in one fold; the fits are those of stage cluster, in this process and on its CPU: a round costs
-SAMPLE_ROWS * K * D multiplications, and the sample is held three times. What was found is put in `sweep-{recipe}/`, sweep.json last;
-a sweep that is there is read and shown, without Ray. No run names such a folder, so `raypipe gc` lists it.
+Ray only fetches the sample, in one fold that reads every embedding once; the fits are those of stage cluster, in this process and
+on its CPU: a round costs SAMPLE_ROWS * K * D multiplications, and the sample is held three times. What was found is put in
+`sweep-{recipe}/`, sweep.json last; a sweep that is there is read and shown, without Ray. No run names such a folder, so
+`raypipe gc` lists it.
 """
 
 from __future__ import annotations

@@ -7,9 +7,8 @@ import shutil
 import numpy as np
 import pytest
 
-from raypipe import garbage, pipeline, sweep
+from raypipe import garbage, load_config, pipeline, sweep
 from raypipe.cli import main
-from raypipe.config import load_config
 from raypipe.errors import ConfigError, Stopped, StorageError
 from raypipe.store import Folder
 from tests.lakes import manifest, raypipe, stage_folder
