@@ -1,6 +1,6 @@
 """raypipe picks the part of a code-instruction lake that is worth training on, and trains on it."""
 
-from raypipe.config import load_config
+from raypipe.config_file import load_config
 from raypipe.pipeline import plan, read, run
 
 __version__ = "0.1.0"

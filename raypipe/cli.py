@@ -9,7 +9,7 @@ import time
 from collections.abc import Sequence
 
 from raypipe import garbage, pipeline, progress, screen, stopping
-from raypipe.config import load_config
+from raypipe.config_file import load_config
 from raypipe.doctor import checks
 from raypipe.errors import RaypipeError, Stopped
 from raypipe.s3 import patience

@@ -14,7 +14,8 @@ from functools import partial
 from typing import Literal
 
 from raypipe import reach
-from raypipe.config import Config, load_config
+from raypipe.config import Config
+from raypipe.config_file import load_config
 from raypipe.errors import ConfigError, RaypipeError, Stopped
 from raypipe.machine import MACHINE, Doubt, disk, gpus
 from raypipe.s3 import patience

@@ -17,9 +17,10 @@ from typing import TYPE_CHECKING, Any
 from raypipe import cost, stopping
 from raypipe.config import Config
 from raypipe.errors import ConfigError, DataError
-from raypipe.identity import model_identity, object_digest, pinned_model, resolved_backend
+from raypipe.identity import pinned_model, resolved_backend
 from raypipe.lake import Lake, list_lake
 from raypipe.part import Table
+from raypipe.recipes import STAGE_NAMES, STAGES
 from raypipe.s3 import arrow_filesystem, patience
 from raypipe.session import ray_session
 from raypipe.stage import Inputs, Stage, folder_name, manifest_name, open_table, read_manifest, recipe, run_stage
@@ -30,64 +31,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("raypipe")
 PLAN_PATIENCE_S = 20.0  # of a person who waits for the plan
-
-
-def _score_content(config: Config) -> dict[str, Any]:
-    named = {"template": config.score_template, "backend": resolved_backend(config.score.backend)}
-    return {**config.score.content(), **named, "model": model_identity("score.model", config.score_model)}
-
-
-def _cluster_content(config: Config) -> dict[str, Any]:
-    """With frozen centres a row follows from them alone."""
-    cluster = config.cluster
-    if cluster.centers is not None:
-        return {
-            "metric": cluster.metric,
-            "centers": object_digest("cluster.centers", cluster.centers, config.storage.endpoint),
-        }
-    return {**cluster.content(), "seed": config.seed}
-
-
-def _select_content(config: Config) -> dict[str, Any]:
-    draws = {"seed": config.seed} if "random" in config.select.strategy else {}
-    return {**config.select.content(), **draws}
-
-
-def _pack_content(config: Config) -> dict[str, Any]:
-    model = model_identity("model", config.model)
-    return {**config.pack.content(), "template": config.template, "tokenizer": model}
-
-
-def _train_content(config: Config) -> dict[str, Any]:
-    return {**config.train.content(), "model": model_identity("model", config.model), "seed": config.seed}
-
-
-def _always(config: Config) -> bool:
-    return True
-
-
-STAGES = (
-    Stage("ingest", (), lambda c: c.ingest.content()),
-    Stage("clean", ("ingest",), lambda c: {}),
-    Stage(
-        "embed",
-        ("ingest", "clean"),
-        lambda c: {**c.embed.content(), "model": model_identity("embed.model", c.embed.model)},
-        version=2,
-    ),
-    Stage("cluster", ("embed",), _cluster_content, version=2, whole_lake=lambda c: c.cluster.centers is None),
-    Stage("score", ("ingest", "clean"), _score_content, version=2),
-    Stage("select", ("clean", "cluster", "score"), _select_content, whole_lake=_always),
-    Stage("pack", ("ingest", "cluster", "select"), _pack_content, whole_lake=_always),
-    Stage("train", ("pack",), _train_content, whole_lake=_always),
-    Stage(
-        "report",
-        ("ingest", "clean", "embed", "cluster", "score", "select", "pack", "train"),
-        lambda c: {**c.report.content(), "name": c.name},
-        whole_lake=_always,
-    ),
-)
-STAGE_NAMES = tuple(stage.name for stage in STAGES)
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,8 @@ import pathlib
 
 import pytest
 
-from raypipe.config import Config, all_keys, load_config
+from raypipe.config import Config
+from raypipe.config_file import all_keys, load_config
 from raypipe.errors import ConfigError
 
 MINIMAL = """

@@ -9,7 +9,7 @@ import pytest
 
 from raypipe import machine, reach
 from raypipe.cli import main
-from raypipe.config import load_config
+from raypipe.config_file import load_config
 from raypipe.doctor import checks
 from raypipe.machine import Doubt
 from raypipe.s3 import S3, client

@@ -13,7 +13,7 @@ from moto import mock_aws
 from raypipe.errors import ConfigError, DataError, StorageError
 from raypipe.garbage import delete_garbage, find_garbage, listing
 from raypipe.local import Local
-from raypipe.pipeline import STAGE_NAMES
+from raypipe.recipes import STAGE_NAMES
 from raypipe.s3 import client
 from raypipe.store import Folder
 from tests.lakes import raypipe

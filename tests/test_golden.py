@@ -9,7 +9,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from raypipe.pipeline import STAGES
+from raypipe.recipes import STAGES
 from tests.lakes import manifest, stage_folder
 
 GOLDEN = Path(__file__).parent / "golden"

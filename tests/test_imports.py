@@ -15,7 +15,8 @@ MAY_IMPORT = {  # of raypipe, beside itself; a module that is not here may impor
     "s3_errors": {"errors"},
     "s3": {"errors", "local", "s3_errors"},
     "store": {"errors", "local", "s3"},
-    "config": {"errors", "store"},
+    "config": set(),
+    "config_file": {"config", "errors", "store"},
     "lake": {"errors", "local", "ops", "s3"},
     "identity": {"errors", "local", "ops", "store"},
     "part": {"errors", "ops", "store"},
@@ -31,7 +32,8 @@ MAY_IMPORT = {  # of raypipe, beside itself; a module that is not here may impor
     "folds": {"config", "items", "part", "sizing"},
     "session": {"stopping"},
     "repair": {"errors", "items", "part", "store"},
-    "parts": {"items", "config", "envelope", "errors", "gate", "part", "sizing", "stopping", "store"},
+    "streams": {"config", "envelope", "errors", "gate", "part", "sizing", "store"},
+    "parts": {"items", "config", "envelope", "errors", "gate", "part", "sizing", "stopping", "store", "streams"},
     "ops": {"config", "errors"},
     "models": {"errors", "ops"},
     "stages": {
@@ -53,8 +55,10 @@ MAY_IMPORT = {  # of raypipe, beside itself; a module that is not here may impor
         "stopping",
         "store",
     },
+    "recipes": {"config", "identity", "stage"},
     "pipeline": {
         "cost",
+        "recipes",
         "stages",
         "repair",
         "session",
@@ -85,10 +89,10 @@ MAY_IMPORT = {  # of raypipe, beside itself; a module that is not here may impor
         "stopping",
         "store",
     },
-    "garbage": {"errors", "local", "pipeline", "screen", "store"},
+    "garbage": {"errors", "local", "pipeline", "recipes", "screen", "store"},
     "machine": {"container", "errors", "identity", "local", "screen"},
     "reach": {"config", "errors", "identity", "lake", "local", "machine", "s3", "s3_errors", "screen", "store"},
-    "doctor": {"config", "errors", "machine", "reach", "s3", "store"},
+    "doctor": {"config", "config_file", "errors", "machine", "reach", "s3", "store"},
 }
 
 

@@ -1,0 +1,137 @@
+"""Reading the one YAML file: dotted overrides, every fault in one message, local paths made absolute.
+
+YAML goes through JSON into pydantic, because only its JSON mode is strict (no "1" for 1) and still takes a list for a tuple.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import pydantic
+import yaml
+
+from raypipe.config import Config, Section
+from raypipe.errors import ConfigError
+from raypipe.store import location
+
+
+def load_config(path: str | Path, overrides: tuple[str, ...] | list[str] = ()) -> Config:
+    """Read a YAML file, apply `section.key=value` overrides (values are YAML), check every key. ConfigError lists all faults."""
+    try:
+        tree = yaml.load(Path(path).read_text(encoding="utf-8"), _Loader)
+    except OSError as error:
+        raise ConfigError(
+            f"{path}: the configuration cannot be read ({error.strerror}). Give the path of a YAML file"
+        ) from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not valid YAML in UTF-8: {error}") from error
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{path}: got {type(tree).__name__}, wanted a mapping of sections. See README, 'One file'")
+    for override in overrides:
+        _override(tree, override)
+    return _absolute(_validate(tree, str(path)))
+
+
+class _Loader(yaml.SafeLoader):
+    """SafeLoader that refuses duplicate keys and reads 1e-5 as the number that YAML 1.2 says it is."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        merge = "tag:yaml.org,2002:merge"
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value if key.tag != merge]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} is given twice", node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
+)
+
+
+def _override(tree: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise ConfigError(f"override {override!r}: wanted section.key=value, for example select.keep_fraction=0.2")
+    *parents, leaf = key.split(".")
+    node = tree
+    for parent in parents:
+        child = node[parent] = {} if node.get(parent) is None else node[parent]
+        if not isinstance(child, dict):
+            raise ConfigError(f"override {override!r}: {parent} is a value, not a section")
+        node = child
+    try:
+        node[leaf] = yaml.load(text, _Loader)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"override {override!r}: the value is not valid YAML: {error}") from error
+
+
+def _validate(tree: dict[str, Any], where: str) -> Config:
+    try:
+        return Config.model_validate_json(json.dumps(tree, default=str))
+    except pydantic.ValidationError as error:
+        faults = [_fault(fault) for fault in error.errors()]
+        raise ConfigError(f"{where}: " + "\n  ".join(faults)) from error
+
+
+def _fault(fault: Any) -> str:
+    names = [str(name) for name in fault["loc"]]
+    key = ".".join(names)
+    if fault["type"] == "extra_forbidden":
+        near = _nearest(names)
+        return f"{key}: unknown key" + (f". Did you mean {near}?" if near else "")
+    if fault["type"] == "missing":
+        return f"{key}: missing, and has no default. Add it"
+    got = "" if names[-1] == "endpoint" else f", got {json.dumps(fault['input'])}"  # it may hold a password
+    return f"{key}: {fault['msg']}{got}"
+
+
+def _nearest(names: list[str]) -> str | None:
+    """The valid key closest to an unknown one: first in its own section, then anywhere."""
+    parent, keys = ".".join(names[:-1]), all_keys(Config)
+    siblings = {_leaf(key): key for key in keys if key == f"{parent}.{_leaf(key)}".lstrip(".")}
+    for known, likeness in ((siblings, 0.6), ({_leaf(key): key for key in keys}, 0.75)):
+        if near := difflib.get_close_matches(names[-1], known, 1, likeness):
+            return known[near[0]]
+    return None
+
+
+def _leaf(key: str) -> str:
+    return key.rpartition(".")[2]
+
+
+def all_keys(section: type[Section], prefix: str = "") -> list[str]:
+    """Every key of the file, dotted, sections included."""
+    keys = []
+    for name, field in section.model_fields.items():
+        keys.append(prefix + name)
+        if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
+            keys += all_keys(field.annotation, f"{prefix}{name}.")
+    return keys
+
+
+def _absolute(config: Config) -> Config:
+    """Local paths made absolute: actors run in other working directories. A model that is no path stays a Hub id."""
+
+    def model(name: str) -> str:
+        is_path = "://" in name or os.path.exists(os.path.expanduser(name))
+        return location(name) if is_path else name
+
+    root = location(config.storage.root)
+    return config.model_copy(
+        update={
+            "model": model(config.model),
+            "ingest": config.ingest.model_copy(update={"paths": tuple(map(location, config.ingest.paths))}),
+            "embed": config.embed.model_copy(update={"model": model(config.embed.model)}),
+            "cluster": config.cluster.model_copy(
+                update={"centers": config.cluster.centers and location(config.cluster.centers)}
+            ),
+            "score": config.score.model_copy(update={"model": model(config.score_model)}),
+            "storage": config.storage.model_copy(update={"root": root}),
+        }
+    )
