@@ -30,7 +30,6 @@ FIRST_ROWS_PER_CLUSTER, END_ROWS_PER_CLUSTER, END_ROWS = 64, 512, 100_000  # of 
 NOISE = 3.0  # sampling error of a centre over its movement, above which the batch doubles: 1 to 10 were tried
 TOLERANCE = 5e-4  # relative fall of inertia in a round of the last batch, below which the fit ends
 MAX_ROUNDS = 100
-HALVING_ROUNDS = 10  # of two-means where a large cluster is split
 BLOCK = {"cpu": 2048, "cuda": 65_536}  # rows whose distances exist at once
 
 Array = Any  # of numpy, or a tensor of torch on the device
@@ -278,48 +277,6 @@ class Fit:
             grows = noise(state.centers_KD, centers_KD, found) > NOISE
             return State(centers_KD, min(self.end_share, 2 * state.share) if grows else state.share)
         return State(centers_KD, state.share, found.inertia, state.inertia - found.inertia < TOLERANCE * found.inertia)
-
-
-@dataclass(frozen=True)
-class Members:
-    """The rows of one cluster."""
-
-    centers_KD: NDArray[np.float32]
-    cluster_id: int
-
-    def __call__(self, drawn: Drawn) -> Drawn:
-        mine = nearest(drawn.x_ND, self.centers_KD).cluster_id == self.cluster_id
-        return Drawn(drawn.x_ND[mine], drawn.draws_N[mine])
-
-
-def split(fit: Fit, fold: Fold, state: State, max_fraction: float) -> NDArray[np.float32]:
-    """Centres, more of them, so that none holds more than `max_fraction` of the rows: the largest cluster is halved until then.
-
-    Where the last batch is a sample, less by three standard errors. Ends where the largest is of rows that are all the same.
-    """
-    centers_KD = state.centers_KD
-    while True:
-        counts_K = fold(Step(centers_KD, fit.end_share, fit.device)).counts_K
-        most = max_fraction * counts_K.sum()
-        largest, margin = int(counts_K.argmax()), 3 * np.sqrt(most) if fit.end_share < 1 else 0.0
-        if counts_K[largest] <= max(most - margin, 1):
-            return centers_KD
-        halves_2D = _halves(fold(Members(centers_KD, largest)).x_ND[:SAMPLE_ROWS], fit.metric, fit.seed)
-        if len(halves_2D) < 2:
-            return centers_KD
-        centers_KD = np.concatenate([centers_KD[:largest], halves_2D, centers_KD[largest + 1 :]])
-
-
-def _halves(x_ND: NDArray[np.float32], metric: str, seed: int) -> NDArray[np.float32]:
-    """Two centres, or one where rows are all the same."""
-    from sklearn.cluster import kmeans_plusplus
-
-    if (x_ND == x_ND[0]).all():
-        return x_ND[:1]
-    centers_2D = np.asarray(kmeans_plusplus(x_ND, 2, random_state=seed)[0], np.float32)
-    for _ in range(HALVING_ROUNDS):
-        centers_2D = move(centers_2D, statistics(x_ND, centers_2D), metric)
-    return centers_2D
 
 
 def noise(before_KD: NDArray[np.float32], after_KD: NDArray[np.float32], found: Statistics) -> float:

@@ -26,6 +26,7 @@ from raypipe.folds import fold_parts, shards
 from raypipe.ops import kmeans
 from raypipe.ops.distances import EDGES, Distances, MeasureDistances, drift
 from raypipe.ops.figures import median_of
+from raypipe.ops.splitting import split
 from raypipe.part import Table, add_up, with_figures
 from raypipe.parts import map_parts
 from raypipe.sizing import device_of
@@ -82,7 +83,7 @@ def _fitted(config: Config, embed: Table, out: Folder) -> NDArray[np.float32]:
         state = _rounds(fit, fold, out / "_rounds")
         if cluster.max_cluster_fraction is None:
             return state.centers_KD
-        return kmeans.split(fit, fold, state, cluster.max_cluster_fraction)
+        return split(fit, fold, state, cluster.max_cluster_fraction)
 
 
 def _rounds(fit: kmeans.Fit, fold: kmeans.Fold, rounds: Folder) -> kmeans.State:

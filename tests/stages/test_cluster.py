@@ -14,6 +14,7 @@ from raypipe.config import Config
 from raypipe.errors import ConfigError, DataError
 from raypipe.lake import Lake
 from raypipe.ops import kmeans
+from raypipe.ops.splitting import split
 from raypipe.ops.text import sample_id
 from raypipe.part import Table, add_up, commit_part, read_footers
 from raypipe.stage import Inputs
@@ -159,4 +160,13 @@ def test_rows_that_are_all_the_same_end_a_split():
     drawn = kmeans.Drawn(np.ones((50, 4), np.float32), np.arange(50, dtype=np.uint64))
     fit = kmeans.Fit(50, 1, "euclidean", seed=0)
     state = kmeans.State(np.ones((1, 4), np.float32), 1.0, done=True)
-    assert kmeans.split(fit, lambda function: function(drawn), state, 0.1).shape == (1, 4)
+    assert split(fit, lambda function: function(drawn), state, 0.1).shape == (1, 4)
+
+
+def test_rows_that_are_nearly_all_the_same_end_a_split():
+    """Each halving may take away one odd row only: a bound, and a warning in the manifest, end that."""
+    x = np.concatenate([np.ones((900, 4)), 5 * np.eye(4)[np.arange(100) % 4] * np.linspace(1, 9, 100)[:, None]])
+    drawn = kmeans.Drawn(kmeans.on_grid(x.astype(np.float32)), np.arange(1000, dtype=np.uint64))
+    state = kmeans.State(x[:1].astype(np.float32), 1.0, done=True)
+    centers = split(kmeans.Fit(1000, 1, "euclidean", seed=0), lambda function: function(drawn), state, 0.5)
+    assert 2 <= len(centers) <= 9
