@@ -26,8 +26,8 @@ from raypipe.ops.text import draw, id_words
 
 ROW_GRID, DISTANCE_GRID = 2.0**20, 2.0**16
 SAMPLE_ROWS = 20_000  # that k-means++ starts from
-FIRST_ROWS_PER_CLUSTER, END_ROWS_PER_CLUSTER, END_ROWS = 64, 512, 100_000  # of a batch; the last for few clusters
-NOISE = 3.0  # sampling error of a centre over its movement, above which the batch doubles: 1 to 10 were tried
+FIRST_ROWS_PER_CLUSTER, END_ROWS_PER_CLUSTER, END_ROWS = 32, 512, 100_000  # of a batch; the last for few clusters
+NOISE = 2.0  # sampling error of a centre over its movement, above which the batch doubles: 1 to 10 were tried
 TOLERANCE = 5e-4  # relative fall of inertia in a round of the last batch, below which the fit ends
 MAX_ROUNDS = 100
 BLOCK = {"cpu": 2048, "cuda": 65_536}  # rows whose distances exist at once
