@@ -17,10 +17,9 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -34,6 +33,7 @@ import psutil
 import pyarrow as pa
 import ray
 
+from benchmarks.processes import Cpu
 from benchmarks.record import circumstances, record
 from raypipe.config import Pool
 from raypipe.part import Table, commit_part
@@ -106,27 +106,6 @@ def make_parts(folder: Folder, count: int, rows: int = PART_ROWS) -> Table:
         names.append(f"part-{number:07d}.parquet")
         commit_part(folder, names[-1], pa.table({"sample_id": ids, "text": pa.array(texts)}), counts={"ok": rows})
     return Table(folder, tuple(names))
-
-
-class Cpu(threading.Thread):
-    """CPU seconds of this process and of all that it has started, those that ended included: it looks at them five times a second."""
-
-    def __init__(self) -> None:
-        super().__init__(daemon=True)
-        self.used: dict[tuple[int, float], float] = {}
-        self.start()
-
-    def run(self) -> None:
-        while True:
-            self.total()
-            time.sleep(0.2)
-
-    def total(self) -> float:
-        for process in [psutil.Process(), *psutil.Process().children(recursive=True)]:
-            with suppress(psutil.NoSuchProcess):
-                times = process.cpu_times()
-                self.used[process.pid, process.create_time()] = times.user + times.system
-        return sum(self.used.values())
 
 
 @contextmanager

@@ -2,8 +2,8 @@
 
     .venv/bin/python benchmarks/kmeans.py            # about an hour; needs 6 GB; rows of ../shared/data, or a cached build/embeddings.npy
 
-Two data sets, real embeddings with noise and a mixture, at two k. Everyone gets the same rows, of unit length, and the same
-objective, squared distances. Two figures, in interleaved rounds, each with its own seed:
+Two data sets, real embeddings with noise and a mixture, at two k. Everyone gets the same rows in memory, float32 of unit length,
+and the same objective, squared distances. Two figures, in interleaved rounds, each with its own seed:
 
 - fit to 1 %: from the same start (our k-means++) until the inertia of a sample of rows is within 1 % of what Lloyd's reaches from
   there over all rows. Looking is not counted. SuperKmeans takes no start, so it has its own; it is run anew for every number of
@@ -136,8 +136,8 @@ def prepare(data: str, num_clusters: int) -> Case:
     """Rows and Lloyd's centres, cached."""
     if not (cached := BUILD / f"kmeans-{data}.npy").is_file():
         np.save(cached, DATA[data](np.random.default_rng(0), NUM_ROWS))
-    half_ND = np.load(cached)
-    case = Case(f"{data}-{num_clusters}", half_ND, half_ND.astype(np.float32), num_clusters, Lloyd(*[np.zeros(0)] * 3))
+    x_ND = np.load(cached).astype(np.float32)
+    case = Case(f"{data}-{num_clusters}", x_ND, num_clusters, Lloyd(*[np.zeros(0)] * 3))
     if not (cached := BUILD / f"kmeans-lloyd-{case.name}.npz").is_file():
         fit, fold = local_fit(case, 0)
         np.savez(cached, **lloyd(case.x_ND, fit.start(fold).centers_KD)._asdict())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -15,6 +16,7 @@ from raypipe.ops import kmeans
 
 NUM_ROWS, WITHIN = 1_000_000, 1.01
 BATCHES = (1024, 4096, 16384)
+BLOCK = 4096  # rows that come at once, as a part's do
 LOOKED_AT = slice(None, None, 20)  # rows that inertia is measured on
 
 Rows = NDArray[np.float32]
@@ -31,8 +33,7 @@ class Lloyd(NamedTuple):
 
 class Case(NamedTuple):
     name: str
-    half_ND: NDArray[np.float16]
-    x_ND: Rows  # the same ones
+    x_ND: Rows
     num_clusters: int
     lloyd: Lloyd
 
@@ -51,10 +52,8 @@ def inertia(x_ND: Rows, centers_KD: Centers) -> float:
 
 def ours(case: Case, seed: int) -> Iterator[Centers]:
     fit, fold = local_fit(case, seed)
-    yield case.lloyd.start_KD
-    state = kmeans.State(
-        case.lloyd.start_KD, min(fit.end_share, kmeans.FIRST_ROWS_PER_CLUSTER * case.num_clusters / NUM_ROWS)
-    )
+    state = replace(fit.start(fold), centers_KD=case.lloyd.start_KD)
+    yield state.centers_KD
     while not state.done:
         state = fit.advance(fold, state)
         yield state.centers_KD
@@ -65,7 +64,9 @@ def local_fit(case: Case, seed: int) -> tuple[kmeans.Fit, kmeans.Fold]:
     fit = kmeans.Fit(NUM_ROWS, case.num_clusters, "euclidean", seed)
     draws_N = np.random.default_rng(seed).integers(0, 2**64, NUM_ROWS, np.uint64)
     inside_N = draws_N < np.uint64(min(int(fit.end_share * 2**64), 2**64 - 1))
-    drawn = kmeans.Drawn.of(kmeans.on_grid(case.half_ND[inside_N].astype(np.float32)), draws_N[inside_N])
+    blocks = np.array_split(np.flatnonzero(inside_N), -(-int(inside_N.sum()) // BLOCK))
+    x_ND = np.concatenate([kmeans.on_grid(case.x_ND[block]) for block in blocks])
+    drawn = kmeans.Drawn.of(x_ND, draws_N[inside_N])
     return fit, lambda function: function(drawn)
 
 
@@ -120,7 +121,7 @@ FITS: dict[str, Callable[[Case, int], Iterator[Centers]]] = {
 SUPER = {f"faiss SuperKmeans {rows} rows a cluster": rows for rows in (256, 512)}
 
 
-# End to end: rows of float16 to centres and labels.
+# End to end: rows to centres and labels.
 
 
 def all_ours(case: Case, seed: int) -> tuple[Centers, Any]:
@@ -128,22 +129,21 @@ def all_ours(case: Case, seed: int) -> tuple[Centers, Any]:
     state = fit.start(fold)
     while not state.done:
         state = fit.advance(fold, state)
-    blocks = (case.half_ND[first : first + 65_536].astype(np.float32) for first in range(0, NUM_ROWS, 65_536))
+    blocks = (case.x_ND[first : first + BLOCK] for first in range(0, NUM_ROWS, BLOCK))
     return state.centers_KD, [kmeans.nearest(block, state.centers_KD).cluster_id for block in blocks]
 
 
 def all_sklearn(case: Case, seed: int, size: int) -> tuple[Centers, Any]:
-    model = MiniBatchKMeans(case.num_clusters, batch_size=size, random_state=seed).fit(case.half_ND.astype(np.float32))
+    model = MiniBatchKMeans(case.num_clusters, batch_size=size, random_state=seed).fit(case.x_ND)
     return model.cluster_centers_, model.labels_
 
 
 def all_faiss(case: Case, seed: int, kind: str) -> tuple[Centers, Any]:
     import faiss
 
-    x_ND = case.half_ND.astype(np.float32)
-    model = getattr(faiss, kind)(x_ND.shape[1], case.num_clusters, seed=seed + 1)
-    model.train(x_ND)
-    return model.centroids, model.assign(x_ND)[1]
+    model = getattr(faiss, kind)(case.x_ND.shape[1], case.num_clusters, seed=seed + 1)
+    model.train(case.x_ND)
+    return model.centroids, model.assign(case.x_ND)[1]
 
 
 WHOLES: dict[str, Callable[[Case, int], tuple[Centers, Any]]] = {
