@@ -26,7 +26,8 @@ from raypipe.ops.text import draw, id_words
 
 ROW_GRID, DISTANCE_GRID = 2.0**20, 2.0**16
 SAMPLE_ROWS = 20_000  # that k-means++ starts from
-FIRST_ROWS_PER_CLUSTER, END_ROWS_PER_CLUSTER, END_ROWS = 32, 512, 100_000  # of a batch; the last for few clusters
+FIRST_ROWS_PER_CLUSTER, FIRST_ROWS = 32, 2000  # of the first batch, whichever are more
+END_ROWS_PER_CLUSTER, END_ROWS = 512, 100_000  # of the last
 NOISE = 2.0  # sampling error of a centre over its movement, above which the batch doubles: 1 to 10 were tried
 TOLERANCE = 5e-4  # relative fall of inertia in a round of the last batch, below which the fit ends
 MAX_ROUNDS = 100
@@ -252,6 +253,10 @@ class Fit:
     device: str = "cpu"
 
     @property
+    def first_share(self) -> float:
+        return min(1.0, max(FIRST_ROWS_PER_CLUSTER * self.num_clusters, FIRST_ROWS) / self.num_rows)
+
+    @property
     def end_share(self) -> float:
         return min(1.0, max(END_ROWS_PER_CLUSTER * self.num_clusters, END_ROWS) / self.num_rows)
 
@@ -266,8 +271,7 @@ class Fit:
         wanted = max(SAMPLE_ROWS, 2 * self.num_clusters)
         sample: Drawn = fold(Below(min(self.end_share, 1.5 * wanted / self.num_rows)))
         centers_KD, _ = kmeans_plusplus(sample.x_ND[:wanted], self.num_clusters, random_state=self.seed)
-        first = min(self.end_share, FIRST_ROWS_PER_CLUSTER * self.num_clusters / self.num_rows)
-        return State(centers_KD.astype(np.float32), first)
+        return State(centers_KD.astype(np.float32), self.first_share)
 
     def advance(self, fold: Fold, state: State) -> State:
         """One round."""

@@ -159,10 +159,10 @@ def test_order_of_parts_and_missing_rows_do_not_matter(metric):
 
 def test_parts_without_a_row_for_the_batch():
     """A part of duplicates only has no embedding; a small part may have no row in a small batch."""
-    x = blobs(np.random.default_rng(6), 3000)
+    x = blobs(np.random.default_rng(6), 30_000)
     tiny = [table(x[n : n + 2], f"t{n}") for n in range(0, 60, 2)]
     parts = [*tiny, table(x[60:62], "gone", missing={0, 1}), table(x[62:], "rest")]
-    fit = kmeans.Fit(2998, 2, "cosine", seed=0)
+    fit = kmeans.Fit(29_998, 2, "cosine", seed=0)
     state = fit.start(fold := fold_over(parts, fit))
     assert state.share < 0.1 and fit.advance(fold, state).share >= state.share
     assert centers_of(parts, fit).shape == (2, 8)
