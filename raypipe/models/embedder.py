@@ -126,7 +126,7 @@ def use_one_thread() -> None:
 
 
 def _round_weights(network: Any) -> None:
-    """To what autocast would make of them in every batch: 6 % of the time where a model is large."""
+    """To what autocast would make of them in every batch, by estimate 6 % of the time of a large model."""
     import torch
 
     for module in network.modules():
