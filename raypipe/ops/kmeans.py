@@ -48,7 +48,7 @@ def rows_of(table: pa.Table, metric: str) -> NDArray[np.float32]:
 def on_grid(x_ND: NDArray[np.float32]) -> NDArray[np.float32]:
     y_ND = x_ND * np.float32(ROW_GRID)
     np.rint(y_ND, out=y_ND)
-    return np.multiply(y_ND, np.float32(1 / ROW_GRID), out=y_ND)  # a power of two: exact
+    return np.asarray(y_ND * np.float32(1 / ROW_GRID), np.float32)  # a power of two: exact
 
 
 def unit_rows(x_ND: NDArray[Any]) -> NDArray[Any]:
