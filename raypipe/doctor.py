@@ -17,6 +17,7 @@ from raypipe import reach
 from raypipe.config import Config
 from raypipe.config_file import load_config
 from raypipe.errors import ConfigError, RaypipeError, Stopped
+from raypipe.identity import object_digest
 from raypipe.machine import MACHINE, Doubt, disk, gpus
 from raypipe.s3 import patience
 from raypipe.store import Folder
@@ -53,7 +54,8 @@ def _of_config(config: Config) -> Iterator[Check]:
     root, endpoint = config.storage.root, config.storage.endpoint
     models = {"model": config.model, "embed.model": config.embed.model}
     models |= {"score.model": config.score_model} if config.score_model != config.model else {}
-    places = (root, *config.ingest.paths, *models.values())
+    centers = config.cluster.centers
+    places = (root, *config.ingest.paths, *models.values(), *filter(None, [centers]))
     remote, answers = [place for place in places if _is_remote(place)], True
     yield _checked("resources", partial(_resources, config))
     yield _checked("nodes", partial(_nodes, places))
@@ -62,6 +64,8 @@ def _of_config(config: Config) -> Iterator[Check]:
         yield (server := _checked("S3 and clock", partial(reach.server, remote[0], endpoint)))
         answers = server.exit_code != Stopped.exit_code
     asked = {key: (place, partial(reach.model, key, place, endpoint)) for key, place in models.items()}
+    if centers:
+        asked["cluster.centers"] = (centers, partial(object_digest, "cluster.centers", centers, endpoint))
     lake = next(filter(_is_remote, config.ingest.paths), config.ingest.paths[0])
     for what, (place, ask) in {**asked, "lake": (lake, partial(reach.lake, config))}.items():
         yield _checked(what, ask) if answers or not _is_remote(place) else _unasked(what)

@@ -182,3 +182,12 @@ def test_a_cluster_that_is_not_there(config, monkeypatch):
     all_found = found(config)
     assert all_found["ray"].state == "FAIL" and "127.0.0.1:9, and nothing answers" in all_found["ray"].detail
     assert all_found["nodes"].state == "warn" and load_config(config).storage.root in all_found["nodes"].detail
+
+
+def test_frozen_centres(config, tmp_path):
+    """A run that is to assign a month of data should not find out after the embedding that the centres are gone."""
+    (tmp_path / "centers.npy").write_bytes(b"centres")
+    there, gone = (
+        found(config, f"cluster.centers={tmp_path}/{name}")["cluster.centers"] for name in ("centers.npy", "no.npy")
+    )
+    assert there.state == "ok" and (gone.state, gone.exit_code) == ("FAIL", 2) and "is not there" in gone.detail

@@ -92,7 +92,7 @@ MAY_IMPORT = {  # of raypipe, beside itself; a module that is not here may impor
     "garbage": {"errors", "local", "pipeline", "recipes", "screen", "store"},
     "machine": {"container", "errors", "identity", "local", "screen"},
     "reach": {"config", "errors", "identity", "lake", "local", "machine", "s3", "s3_errors", "screen", "store"},
-    "doctor": {"config", "config_file", "errors", "machine", "reach", "s3", "store"},
+    "doctor": {"config", "config_file", "errors", "identity", "machine", "reach", "s3", "store"},
 }
 
 
