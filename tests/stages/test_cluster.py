@@ -17,7 +17,8 @@ from raypipe.ops import kmeans
 from raypipe.ops.splitting import split
 from raypipe.ops.text import sample_id
 from raypipe.part import Table, add_up, commit_part, read_footers
-from raypipe.stage import Inputs
+from raypipe.recipes import STAGES
+from raypipe.stage import Inputs, folder_name, recipe
 from raypipe.stages import cluster
 from raypipe.stages.embed import embedding_column
 from raypipe.store import Folder
@@ -170,3 +171,20 @@ def test_rows_that_are_nearly_all_the_same_end_a_split():
     state = kmeans.State(x[:1].astype(np.float32), 1.0, done=True)
     centers = split(kmeans.Fit(1000, 1, "euclidean", seed=0), lambda function: function(drawn), state, 0.5)
     assert 2 <= len(centers) <= 9
+
+
+def test_frozen_centres_make_the_stage_row_wise(tmp_path):
+    """Else every lake that grew would be assigned anew from its first part; other centres must be another folder."""
+    stage = next(stage for stage in STAGES if stage.name == "cluster")
+    np.save(tmp_path / "one.npy", np.zeros((3, 8), np.float32))
+    np.save(tmp_path / "two.npy", np.ones((3, 8), np.float32))
+
+    def folder(lake, **keys):
+        return folder_name(recipe(stage, config(tmp_path, **keys), {"embed": "embed-0"}, lake))
+
+    one, two = ({"centers": str(tmp_path / f"{name}.npy")} for name in ("one", "two"))
+    assert folder("a", **one) == folder("b", **one) == folder("a", num_clusters=50, **one)
+    assert len({folder("a", **one), folder("a", **two), folder("a", metric="euclidean", **one), folder("a")}) == 4
+    assert folder("a") != folder("b")
+    with pytest.raises(ConfigError, match=r"cluster\.centers: .*gone\.npy is not there"):
+        folder("a", centers=str(tmp_path / "gone.npy"))
