@@ -27,7 +27,6 @@ from raypipe.stages.score import Score
 from tests.lakes import save_random_model
 
 NUM_ROWS = 500
-BACKENDS = pytest.mark.parametrize("backend", ["transformers", pytest.param("vllm", marks=pytest.mark.slow)])
 KINDS = list(itertools.product(("llama", "qwen2"), (True, False)))
 
 
@@ -150,16 +149,24 @@ def test_rule_authors_equals_theirs(model, engine, code_alpaca):
     assert {row["status"] for row in ours if row["ifd"] is None} <= {"instruction_fills_window", "empty_response"}
 
 
-@BACKENDS
-def test_order_parts_and_batches_change_no_row(backend, model, code_alpaca):
-    """A rerun with other parts, actors or batches must select the same rows. In fp32 on a CPU even the bits are the same."""
-    rows = code_alpaca[:120]
+def check_order(backend, model, rows):
+    """Another order, parts and batches; in fp32 on a CPU even the bits are the same."""
     whole = np.array([row["ifd"] for row in scored(config(model, backend=backend), rows)])
     small, other = Score(config(model, backend=backend, max_batch_tokens=300)), np.full(len(rows), np.nan)
     for part in np.array_split(np.random.default_rng(0).permutation(len(rows)), 7):
         other[part] = [row["ifd"] for row in made(small, [rows[n] for n in part])]
     print(f"{backend}: largest relative difference {np.max(np.abs(other / whole - 1)):.1e}")
     assert other == pytest.approx(whole, rel=1e-5)
+
+
+def test_order_parts_and_batches_change_no_row(model, code_alpaca):
+    """A rerun with other parts, actors or batches must select the same rows."""
+    check_order("transformers", model, code_alpaca[:120])
+
+
+@pytest.mark.slow
+def test_order_parts_and_batches_change_no_row_of_vllm(random_model, code_alpaca):
+    check_order("vllm", str(random_model), code_alpaca[:120])
 
 
 @given(st.lists(st.integers(1, 100), max_size=40), st.integers(1, 150))
@@ -207,7 +214,7 @@ def test_engines_that_run_out_of_memory_go_on(backend, max_batch_tokens, number,
     assert (int(restarts) > 0, refused) == (True, "0") and float(worst) < 1e-2, done.stderr[-3000:]
 
 
-@BACKENDS
+@pytest.mark.parametrize("backend", ["transformers", pytest.param("vllm", marks=pytest.mark.slow)])
 def test_an_id_beyond_the_vocabulary_costs_only_its_row(backend, tmp_path):
     """A tokenizer larger than its model: on a GPU the id would end the whole process."""
     model = str(save_random_model(tmp_path / "model", "qwen2", bos=False))
