@@ -29,6 +29,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
 
+from benchmarks.processes import answer
 from benchmarks.record import PROJECT, circumstances, record
 
 TIMES_ENCODE = (
@@ -90,13 +91,6 @@ def contestant(name: str, words: argparse.Namespace, folder: Path) -> Iterator[s
             yield process
         finally:
             process.kill()
-
-
-def answer(process: subprocess.Popen[str], name: str, log: Path) -> str:
-    assert process.stdout
-    if not (line := process.stdout.readline().strip()):
-        sys.exit(f"{name}: it ended. {log} says why:\n{log.read_text()[-2000:]}")
-    return line
 
 
 def rounds(words: argparse.Namespace, folder: Path) -> dict[str, list[float]]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -46,3 +48,11 @@ def memory_bytes(root: psutil.Process) -> dict[int, int]:
             lines = Path(f"/proc/{process.pid}/smaps_rollup").read_text().splitlines()
             found[process.pid] = sum(int(line.split()[1]) for line in lines if line.startswith("Pss:")) << 10
     return found
+
+
+def answer(process: subprocess.Popen[str], name: str, log: Path) -> str:
+    """The next line of a contestant; the benchmark ends, with its log, where it ended."""
+    assert process.stdout
+    if not (line := process.stdout.readline().strip()):
+        sys.exit(f"{name}: it ended. {log} says why:\n{log.read_text()[-2000:]}")
+    return line

@@ -28,6 +28,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from benchmarks.processes import answer
 from benchmarks.record import PROJECT, circumstances, record
 
 RAW_SHARE = 0.95  # of vLLM's raw rate, by our vLLM backend with the same settings
@@ -203,13 +204,6 @@ def contestant(name: str, model: str, rows: Path, log: Any) -> Iterator[subproce
             yield process
         finally:
             process.kill()
-
-
-def answer(process: subprocess.Popen[str], name: str, log: Path) -> str:
-    assert process.stdout
-    if not (line := process.stdout.readline().strip()):
-        sys.exit(f"{name}: it ended. {log} says why:\n{log.read_text()[-2000:]}")
-    return line
 
 
 def rounds(model: str, rows: Path, log: Path) -> dict[str, list[float]]:

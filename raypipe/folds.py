@@ -21,7 +21,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from raypipe.config import Pool
 from raypipe.items import RETRIES, result_of
 from raypipe.part import Table
-from raypipe.sizing import ACTOR_CPUS, fit_actors, free_bytes
+from raypipe.sizing import ACTOR_CPUS, fit_actors, host_bytes
 
 GROUPS, GROUP_PARTS = 64, 512  # groups at least, where there are as many parts; parts of a group at most
 READ_AHEAD = 8  # parts
@@ -100,7 +100,7 @@ class _Shard:
             return reduce(add, map(function, itertools.chain.from_iterable(map(self._tables, self.groups))))
         if of != self.of:
             self.of, self.held = of, {}
-            self.left = HELD_SHARE * free_bytes(self.pool)
+            self.left = HELD_SHARE * host_bytes(self.pool)
         return reduce(add, (function(self._group(number)) for number in range(len(self.groups))))
 
     def _group(self, number: int) -> Any:

@@ -29,6 +29,11 @@ def free_bytes(pool: Pool) -> float:
 
         free, whole = torch.cuda.mem_get_info()
         return float(min(free, whole * min(pool.gpus, 1.0)))
+    return host_bytes(pool)
+
+
+def host_bytes(pool: Pool) -> float:
+    """Of the machine's own memory, whatever computes there: an actor's equal share."""
     actors = min(max(cpus(), 1.0), pool.actors[1] if pool.actors else sys.maxsize)
     return float(min(psutil.virtual_memory().available, (1 - STORE_SHARE) * memory_bytes() / actors))
 

@@ -36,9 +36,8 @@ class Stage:
     reads: tuple[str, ...]
     content: Callable[[Config], dict[str, Any]]
     version: int = 1  # raised whenever the same inputs give other rows
-    whole_lake: Callable[[Config], bool] = lambda config: (
-        False
-    )  # needs all rows at once: another lake is another folder
+    # needs all rows at once: another lake is another folder
+    whole_lake: Callable[[Config], bool] = lambda config: False
 
 
 @dataclass(frozen=True)

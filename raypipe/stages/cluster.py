@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import io
 import logging
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -27,10 +28,10 @@ from raypipe.ops import kmeans
 from raypipe.ops.distances import EDGES, Distances, MeasureDistances, drift
 from raypipe.ops.figures import median_of
 from raypipe.ops.splitting import split
-from raypipe.part import Table, add_up, with_figures
+from raypipe.part import Footer, Table, add_up, with_figures
 from raypipe.parts import map_parts
 from raypipe.sizing import device_of
-from raypipe.stage import Inputs, Known, Result, all_footers
+from raypipe.stage import Inputs, Result, all_footers
 from raypipe.store import Folder
 
 log = logging.getLogger("raypipe")
@@ -44,7 +45,8 @@ def run(config: Config, inputs: Inputs, out: Folder) -> Result:
         out.put("centers.npy", npy(centers))
     make = partial(Assign, out, config.cluster.metric, device_of(pool))
     parts = map_parts(make, [embed], out, pool=pool, accelerator=accelerator, light=True)
-    return Result(parts, _summary(config, inputs, out, parts))
+    footers = all_footers(out, parts, inputs.lake)
+    return Result(footers, _summary(config, out, footers))
 
 
 class Assign:
@@ -126,9 +128,8 @@ def _centers(config: Config) -> tuple[Folder, str]:
     return Folder.at(place, config.storage.endpoint), name
 
 
-def _summary(config: Config, inputs: Inputs, out: Folder, parts: Known) -> dict[str, Any]:
+def _summary(config: Config, out: Folder, footers: Mapping[str, Footer]) -> dict[str, Any]:
     """For the manifest, from columns and footers of the parts."""
-    footers = all_footers(out, parts, inputs.lake)
     columns = Table(out, tuple(footers)).only("cluster_id", "sq_distance")
     measure = MeasureDistances(len(load_npy(out, "centers.npy")))
     found: Distances = fold_parts(measure, [columns], pool=config.resources.cluster)
