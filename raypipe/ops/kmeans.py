@@ -26,9 +26,12 @@ from raypipe.ops.text import draw, id_words
 
 ROW_GRID, DISTANCE_GRID = 2.0**20, 2.0**16
 SAMPLE_ROWS = 20_000  # that k-means++ starts from
-FIRST_ROWS_PER_CLUSTER, FIRST_ROWS = 32, 2000  # of the first batch, whichever are more
+FIRST_ROWS_PER_CLUSTER, FIRST_ROWS = 64, 2000  # of the first batch, whichever are more
 END_ROWS_PER_CLUSTER, END_ROWS = 512, 100_000  # of the last
 NOISE = 2.0  # sampling error of a centre over its movement, above which the batch doubles: 1 to 10 were tried
+RELAXATION = (
+    1.3  # times a centre's movement that it takes while batches grow; in the last batch 1, so that inertia falls
+)
 TOLERANCE = 5e-4  # relative fall of inertia in a round of the last batch, below which the fit ends
 MAX_ROUNDS = 100
 BLOCK = {"cpu": 2048, "cuda": 65_536}  # rows whose distances exist at once
@@ -71,13 +74,14 @@ def nearest(x_ND: Array, centers_KD: Array, *, second: bool = False) -> Nearest:
     found, size = [], BLOCK[x_ND.device.type if xp is not np else "cpu"]
     for first in range(0, max(len(x_ND), 1), size):
         block_ND = x_ND[first : first + size]
-        near_NK = half_K - block_ND @ centers_KD.T  # half the squared distance, but for the row's own length
+        near_NK = block_ND @ centers_KD.T
+        xp.subtract(half_K, near_NK, out=near_NK)  # half the squared distance, but for the row's own length
         rows, cluster_id = xp.arange(len(block_ND), device=block_ND.device), near_NK.argmin(1)
         distances = [near_NK[rows, cluster_id]]
         if second:
             near_NK[rows, cluster_id] = float("inf")
             distances.append(near_NK[rows, near_NK.argmin(1)])
-        own_N = (block_ND * block_ND).sum(1)
+        own_N = xp.einsum("nd,nd->n", block_ND, block_ND)
         found.append((cluster_id, *((2 * distance + own_N).clip(0) for distance in distances)))
     columns = [xp.concatenate(column) for column in zip(*found, strict=True)]
     return Nearest(columns[0], columns[1], columns[-1])
@@ -281,8 +285,15 @@ class Fit:
         centers_KD = move(state.centers_KD, found, self.metric)
         if state.share < self.end_share:
             grows = noise(state.centers_KD, centers_KD, found) > NOISE
+            centers_KD = relaxed(state.centers_KD, centers_KD, self.metric)
             return State(centers_KD, min(self.end_share, 2 * state.share) if grows else state.share)
         return State(centers_KD, state.share, found.inertia, state.inertia - found.inertia < TOLERANCE * found.inertia)
+
+
+def relaxed(before_KD: NDArray[np.float32], after_KD: NDArray[np.float32], metric: str) -> NDArray[np.float32]:
+    """Centres moved on by RELAXATION: the rounds of a small batch are the cheap ones, so what they find out is taken further."""
+    further_KD = before_KD + np.float32(RELAXATION) * (after_KD - before_KD)
+    return unit_rows(further_KD) if metric == "cosine" else further_KD
 
 
 def noise(before_KD: NDArray[np.float32], after_KD: NDArray[np.float32], found: Statistics) -> float:
