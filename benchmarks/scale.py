@@ -4,9 +4,10 @@
 
 Parts as embed writes them (4,096 rows x 384, float16, real embeddings with noise), k = 100. Every run has a process of its own
 and is watched from this one: CPU seconds of it and all that Ray starts beside it, the largest sum of their PSS. `ray.init` is not
-counted. The plain processes, as many as Ray has actors (two at once on one core's threads take more CPU seconds than one after the other),
-do the same to the same parts without Ray: read, fit, assign, put parts, add up distances; their centres must be the same bits. A run of 1,000 rows says what Ray takes to start actors; a fit's rounds do not depend on rows
-either, once there are 100,000. docs/scaling.md is made of these figures.
+counted. The plain processes do the same to the same parts without Ray: read, fit, assign, put parts, add up distances. They are as
+many as Ray has actors, as two at once on the threads of one core take more CPU seconds than one after the other, and their centres
+must be the same bits. A run of 1,000 rows says what Ray takes to start actors; a fit's rounds do not depend on rows either, once
+there are 100,000. docs/scaling.md is made of these figures.
 """
 
 from __future__ import annotations
