@@ -52,7 +52,7 @@ STAGES = (
         lambda c: {**c.embed.content(), "model": model_identity("embed.model", c.embed.model)},
         version=2,
     ),
-    Stage("cluster", ("embed",), _cluster_content, version=2, whole_lake=lambda c: c.cluster.centers is None),
+    Stage("cluster", ("embed",), _cluster_content, version=3, whole_lake=lambda c: c.cluster.centers is None),
     Stage("score", ("ingest", "clean"), _score_content, version=2),
     Stage("select", ("clean", "cluster", "score"), _select_content, whole_lake=_always),
     Stage("pack", ("ingest", "cluster", "select"), _pack_content, whole_lake=_always),
