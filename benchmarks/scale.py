@@ -125,8 +125,9 @@ def by_ray(num_rows: int, folder: str) -> None:
 
 def plain(num_rows: int, folder: str) -> None:
     """The same steps by the same functions in as many processes, without Ray: forked, so that starting them costs nothing."""
-    from raypipe.folds import groups_of
+    from raypipe.folds import cut, groups_of
     from raypipe.ops import kmeans
+    from raypipe.sizing import room
     from raypipe.stages.cluster import npy
 
     table, num_ok = table_of(num_rows, folder)
@@ -134,12 +135,15 @@ def plain(num_rows: int, folder: str) -> None:
     mark("begin")
     fit = kmeans.Fit(num_ok, NUM_CLUSTERS, config.cluster.metric, config.seed)
     groups = groups_of(table.parts)
-    count = min(os.cpu_count() or 1, len(groups))
-    owned = [groups[len(groups) * n // count : len(groups) * (n + 1) // count] for n in range(count)]
+    owned = cut(groups, min(room([(os.cpu_count() or 1, 0)], 0), len(groups)))
     with closing(Forked(partial(Own, fit, config, table, out), owned)) as processes:
-        state = fit.start(processes.fold)
+
+        def fold(function: Any) -> Any:
+            return reduce(add, processes.each(partial(Own.fold, function=function)))
+
+        state = fit.start(fold)
         while not state.done:
-            state = fit.advance(processes.fold, state)
+            state = fit.advance(fold, state)
         out.put("centers.npy", npy(state.centers_KD))
         processes.each(Own.assign)
         reduce(add, processes.each(Own.distances))
@@ -154,6 +158,9 @@ class Own:
         self.parts = [part for group in groups for part in group]
         wanted = table.only("sample_id", "embedding")
         self.held = [fit.drawn([wanted.read(part)] for part in group) for group in groups]
+
+    def fold(self, function: Any) -> Any:
+        return reduce(add, map(function, self.held))
 
     def assign(self) -> None:
         from raypipe.part import count_rows, figures_of
@@ -187,9 +194,6 @@ class Forked:
             pipe.send(function)
         return [pipe.recv() for pipe in self.pipes]
 
-    def fold(self, function: Any) -> Any:
-        return reduce(add, self.each(partial(_fold_held, function=function)))
-
     def close(self) -> None:
         for pipe in self.pipes:
             pipe.close()
@@ -200,10 +204,6 @@ def _serve(pipe: Any, make: Callable[[Any], Any], mine: Any) -> None:
     with suppress(EOFError):
         while True:
             pipe.send(pipe.recv()(state))
-
-
-def _fold_held(own: Own, function: Any) -> Any:
-    return reduce(add, map(function, own.held))
 
 
 WAYS = {"ray": by_ray, "plain": plain}

@@ -62,7 +62,7 @@ class Shards:
 def shards(inputs: Sequence[Table], *, pool: Pool, accelerator: str | None = None) -> Iterator[Shards]:
     parts = groups_of(inputs[0].parts)
     _, count = fit_actors(pool, len(parts))
-    owned = _cut(parts, count)
+    owned = cut(parts, count)
     gpu = {"GPU": pool.gpus, **({f"accelerator_type:{accelerator}": 0.001} if accelerator else {})} if pool.gpus else {}
     options = {"num_cpus": ACTOR_CPUS, "num_gpus": pool.gpus, "max_restarts": RETRIES, "max_task_retries": RETRIES}
     together = placement_group([{"CPU": ACTOR_CPUS, **gpu}] * count)
@@ -81,10 +81,10 @@ def fold_parts(function: Callable[[list[pa.Table]], Mergeable], inputs: Sequence
 
 
 def groups_of(parts: Sequence[str]) -> list[Sequence[str]]:
-    return _cut(parts, min(len(parts), max(GROUPS, -(-len(parts) // GROUP_PARTS))))
+    return cut(parts, min(len(parts), max(GROUPS, -(-len(parts) // GROUP_PARTS))))
 
 
-def _cut(items: Sequence[Any], count: int) -> list[Any]:
+def cut(items: Sequence[Any], count: int) -> list[Any]:
     """Contiguous runs of nearly equal length."""
     edges = [len(items) * n // count for n in range(count + 1)]
     return [items[a:b] for a, b in itertools.pairwise(edges)]

@@ -1,4 +1,4 @@
-"""How far rows are from their centres: sums by cluster and a histogram, which add up over parts; and drift between two of them.
+"""How far rows are from their centres: silhouettes; sums by cluster and a histogram, which add up over parts; and drift between two of them.
 
 B bins, K clusters.
 """
@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from raypipe.ops.kmeans import sums_by
+from raypipe.ops.kmeans import Nearest, sums_by
 
 EDGES = np.concatenate([[0.0], np.geomspace(1e-6, 1e6, 600), [np.inf]])  # of squared distances: 4.7 % a bin
 
@@ -45,6 +45,13 @@ class MeasureDistances:
             sums_by(id_N, sq_distance_N, self.num_clusters),
             np.histogram(sq_distance_N, EDGES)[0],
         )
+
+
+def silhouette(found: Nearest) -> NDArray[np.float64]:
+    """[N] simplified silhouettes, 1 - a / b by distances to the nearest and second nearest centre; 0 where both are 0 or there is none."""
+    a_N, b_N = (np.sqrt(sq_N.astype(np.float64)) for sq_N in (found.sq_distance, found.sq_second))
+    other_N = np.isfinite(b_N) & (b_N > 0)
+    return np.where(other_N, 1 - a_N / np.where(other_N, b_N, 1), 0.0)
 
 
 def drift(before_B: NDArray[np.int64], now_B: NDArray[np.int64]) -> float:

@@ -29,9 +29,7 @@ SAMPLE_ROWS = 20_000  # that k-means++ starts from
 FIRST_ROWS_PER_CLUSTER, FIRST_ROWS = 64, 2000  # of the first batch, whichever are more
 END_ROWS_PER_CLUSTER, END_ROWS = 512, 100_000  # of the last
 NOISE = 2.0  # sampling error of a centre over its movement, above which the batch doubles: 1 to 10 were tried
-RELAXATION = (
-    1.3  # times a centre's movement that it takes while batches grow; in the last batch 1, so that inertia falls
-)
+RELAXATION = 1.3  # times as far as its mean that a centre moves while batches grow; then 1, so that inertia falls
 TOLERANCE = 5e-4  # relative fall of inertia in a round of the last batch, below which the fit ends
 MAX_ROUNDS = 100
 BLOCK = {"cpu": 2048, "cuda": 65_536}  # rows whose distances exist at once
@@ -95,13 +93,6 @@ def assign(x_ND: NDArray[np.float32], centers_KD: NDArray[np.float32], device: s
 
     x, centers = (torch.as_tensor(array, device=device) for array in (x_ND, centers_KD))
     return Nearest(*(column.cpu().numpy() for column in nearest(x, centers, second=True)))
-
-
-def silhouette(found: Nearest) -> NDArray[np.float64]:
-    """[N] simplified silhouettes, 1 - a / b by distances to the nearest and second nearest centre; 0 where both are 0 or there is none."""
-    a_N, b_N = (np.sqrt(sq_N.astype(np.float64)) for sq_N in (found.sq_distance, found.sq_second))
-    other_N = np.isfinite(b_N) & (b_N > 0)
-    return np.where(other_N, 1 - a_N / np.where(other_N, b_N, 1), 0.0)
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from raypipe.config import Config
 from raypipe.errors import ConfigError, DataError
 from raypipe.folds import fold_parts, shards
 from raypipe.ops import kmeans
-from raypipe.ops.distances import EDGES, Distances, MeasureDistances, drift
+from raypipe.ops.distances import EDGES, Distances, MeasureDistances, drift, silhouette
 from raypipe.ops.figures import median_of
 from raypipe.ops.splitting import split
 from raypipe.part import Footer, Table, add_up, with_figures
@@ -68,7 +68,7 @@ class Assign:
         cluster_id[there], sq_distance[there] = found.cluster_id, found.sq_distance
         columns = {"cluster_id": pa.array(cluster_id, mask=~there), "sq_distance": pa.array(sq_distance, mask=~there)}
         made = pa.table({"sample_id": tables[0].column("sample_id"), **columns})
-        return with_figures(made, silhouette=float(kmeans.exact(kmeans.silhouette(found)).sum()))
+        return with_figures(made, silhouette=float(kmeans.exact(silhouette(found)).sum()))
 
 
 def _fitted(config: Config, embed: Table, out: Folder) -> NDArray[np.float32]:

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from sklearn.cluster import KMeans
 
 from raypipe.ops import kmeans
+from raypipe.ops.distances import silhouette
 from raypipe.ops.text import sample_id
 from raypipe.stages.embed import embedding_column
 
@@ -62,7 +63,7 @@ def test_step_by_hand():
     assert found.counts_K.tolist() == [2, 1] and found.sse_K.tolist() == [2, 1] and found.inertia == 1
     assert kmeans.move(centers, found, "euclidean").tolist() == [[1.0], [10.0]]
     assert kmeans.assign(x, centers).sq_second.tolist() == [81, 49, 81]
-    assert kmeans.silhouette(kmeans.assign(x, centers)).tolist() == pytest.approx([1 - 1 / 9, 1 - 1 / 7, 1 - 1 / 9])
+    assert silhouette(kmeans.assign(x, centers)).tolist() == pytest.approx([1 - 1 / 9, 1 - 1 / 7, 1 - 1 / 9])
 
 
 def test_noise_by_hand():
@@ -71,6 +72,15 @@ def test_noise_by_hand():
     before, after = np.zeros((3, 1), np.float32), np.array([[4.0], [0.5], [0.0]], np.float32)
     assert kmeans.noise(before, after, found) == 2.0
     assert kmeans.noise(before, before, found) == np.inf
+
+
+def test_relaxed_by_hand():
+    """A centre goes 1.3 times as far as its mean; one that did not move stays; for cosine on the unit circle."""
+    before, after = np.float32([[0, 0], [3, 4]]), np.float32([[10, -20], [3, 4]])
+    assert kmeans.relaxed(before, after, "euclidean") == pytest.approx(np.array([[13, -26], [3, 4]]))
+    before, after = np.float32([[1, 0]]), np.float32([[0, 1]])
+    length = np.hypot(0.3, 1.3)
+    assert kmeans.relaxed(before, after, "cosine") == pytest.approx(np.array([[-0.3 / length, 1.3 / length]]))
 
 
 def test_empty_cluster_keeps_its_centre():
@@ -204,4 +214,4 @@ def test_assign_equals_brute_force_and_mutates_nothing():
     assert found.sq_second == pytest.approx(np.sort(full, 1)[:, 1], abs=1e-5)
     assert np.array_equal(before[0], x) and np.array_equal(before[1], centers)
     assert np.isinf(kmeans.assign(x, centers[:1]).sq_second).all()
-    assert kmeans.silhouette(kmeans.assign(x, centers[:1])).tolist() == [0.0] * 50
+    assert silhouette(kmeans.assign(x, centers[:1])).tolist() == [0.0] * 50
