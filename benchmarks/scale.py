@@ -1,6 +1,6 @@
 """Clustering of 10^5 to 10^7 rows by the stage on Ray: CPU seconds, peak memory, and what Ray adds to plain processes.
 
-    .venv/bin/python benchmarks/scale.py             # about 25 minutes; 8 GB of disk, 2 GB of memory
+    .venv/bin/python benchmarks/scale.py             # about 20 minutes; 8 GB of disk, 2 GB of memory
 
 Parts as embed writes them (4,096 rows x 384, float16, real embeddings with noise), k = 100. Every run has a process of its own
 and is watched from this one: CPU seconds of it and all that Ray starts beside it, the largest sum of their PSS. `ray.init` is not
@@ -52,7 +52,7 @@ LINEAR = 0.2  # off the CPU seconds at 10^7 that a line through those at 10^5 an
 MEMORY_BYTES = 2 << 30  # of driver and Ray, at 10^7
 OVERHEAD = 0.2  # of Ray over as many processes without it, at 10^7, in CPU seconds
 BASE, SIZES, PART_ROWS, NUM_CLUSTERS = 1000, (10**5, 10**6, 10**7), 4096, 100
-ROUNDS = {BASE: 3, 10**5: 3, 10**6: 2, 10**7: 1}
+ROUNDS = {BASE: 3, 10**5: 5, 10**6: 3, 10**7: 2}
 OBJECT_STORE = 100 << 20  # parts do not pass through it
 EMBEDDINGS = BUILD / "scale"
 PLOT = "matplotlib==3.11.2 contourpy==1.3.3 kiwisolver==1.5.1 cycler==0.12.1 pyparsing==3.3.3 fonttools==4.68.0"

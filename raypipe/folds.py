@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import reduce
 from operator import add
@@ -21,10 +20,10 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from raypipe.config import Pool
 from raypipe.items import RETRIES, result_of
 from raypipe.part import Table
+from raypipe.read_ahead import read_ahead
 from raypipe.sizing import ACTOR_CPUS, fit_actors, host_bytes
 
 GROUPS, GROUP_PARTS = 64, 512  # groups at least, where there are as many parts; parts of a group at most
-READ_AHEAD = 8  # parts
 HELD_SHARE = 0.5  # of the memory that an actor may take
 
 
@@ -114,10 +113,6 @@ class _Shard:
         return made
 
     def _tables(self, parts: Sequence[str]) -> Iterator[list[pa.Table]]:
-        """Some are read ahead, in threads: a GET takes longer than what is made of a part."""
-        with ThreadPoolExecutor(READ_AHEAD) as threads:
-            for first in range(0, len(parts), READ_AHEAD):
-                yield from threads.map(self._read, parts[first : first + READ_AHEAD])
-
-    def _read(self, part: str) -> list[pa.Table]:
-        return [table.read(part) for table in self.inputs]
+        with read_ahead(self.inputs, parts) as inputs:
+            for part in parts:
+                yield [table.read(part) for table in inputs]

@@ -7,6 +7,7 @@ nothing more. One small Ray actor beside the driver for all stages of a run, as 
 from __future__ import annotations
 
 from collections import Counter, defaultdict
+from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
@@ -27,6 +28,12 @@ class Gate:
             return 0
         self.begun[work][part] += 1
         return self.begun[work][part]
+
+    def enter_together(self, work: str, parts: Sequence[str]) -> dict[str, int]:
+        """As `enter` for each; none where one was begun before: a death would not say which part is to blame."""
+        if work in self.shut_for or not self.begun[work].keys().isdisjoint(parts):
+            return {}
+        return {part: self.enter(work, part) for part in parts}
 
     def shut(self, work: str) -> set[str]:
         """Let nothing more in; returns what was begun."""

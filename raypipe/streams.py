@@ -15,7 +15,7 @@ import itertools
 import logging
 import warnings
 from collections.abc import Callable, Generator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,6 +30,7 @@ from raypipe.envelope import ATTEMPTS, Envelope, PartFunction
 from raypipe.errors import DataError
 from raypipe.gate import gate
 from raypipe.part import Table
+from raypipe.read_ahead import read_ahead
 from raypipe.sizing import ACTOR_CPUS, IO_CPUS
 from raypipe.store import Folder
 
@@ -37,7 +38,7 @@ IO_RETRIES = 10  # of what reads or writes parts
 BLOCKS_AN_ACTOR = 500  # of one dataset, then a new one: Ray Data keeps 10 kB of statistics a block in the driver
 LIGHT_PARTS = 10  # that an actor is sent at once where each takes milliseconds
 IN_FLIGHT = 2  # calls an actor, so that it never waits for the driver
-THREADS = 4  # of an actor that reads by itself; a GET takes longer than a light part
+THREADS = 4  # that put what an actor made of light parts
 
 
 @dataclass(frozen=True)
@@ -62,14 +63,19 @@ class Work:
         kind = {"num_gpus": self.pool.gpus, "accelerator_type": self.accelerator} if self.pool.gpus else {}
         return {"num_cpus": ACTOR_CPUS, "max_restarts": -1, **kind}
 
-    def call(self, gate: Any) -> envelope.Call:
-        """In an actor. Loading is counted too: a model that does not fit kills its process before any part is begun."""
+    def call(self, gate: Any, entered: Mapping[str, int] | None = None) -> envelope.Call:
+        """In an actor; `entered` are parts that are through the gate already, and how often.
+
+        Loading is counted too: a model that does not fit kills its process before any part is begun.
+        """
         loads, actor = f"{self.name} loads", ray.get_runtime_context().get_actor_id()
         dies = ray.get(gate.enter.remote(loads, actor)) > ATTEMPTS
         steps = {"prepare": self.prepares, "compute": self.name}
-        call = envelope.Call(
-            _dies if dies else self.make, self.out, lambda part, step: ray.get(gate.enter.remote(steps[step], part))
-        )
+
+        def enter(part: str, step: str) -> int:
+            return (entered or {}).get(part) or int(ray.get(gate.enter.remote(steps[step], part)))
+
+        call = envelope.Call(_dies if dies else self.make, self.out, enter)
         gate.forget.remote(loads, actor)
         return call
 
@@ -147,13 +153,22 @@ def by_actors(work: Work, todo: Sequence[str]) -> Generator[Envelope, None, None
 
 
 class _Light:
+    """Parts pass the gate together. Where one of them was begun before they pass one by one, each committed before the next."""
+
     def __init__(self, work: Work, gate: Any) -> None:
-        self.work, self.call = work, work.call(gate)
+        self.work, self.gate, self.entered = work, gate, dict[str, int]()
+        self.call = work.call(gate, self.entered)
 
     def do(self, parts: Sequence[str]) -> list[Envelope]:
-        with ThreadPoolExecutor(THREADS) as reading, ThreadPoolExecutor(THREADS) as writing:
-            read = [reading.submit(envelope.read, part, self.work.inputs) for part in parts]
-            put = [writing.submit(envelope.write, self.call(given.result()), self.work.out) for given in read]
+        entered, put = ray.get(self.gate.enter_together.remote(self.work.name, parts)), []
+        self.entered |= entered
+        with read_ahead(self.work.inputs, parts) as inputs, ThreadPoolExecutor(THREADS) as writing:
+            for part in parts:
+                made = self.call(envelope.read(part, inputs))
+                put.append(writing.submit(envelope.write, made, self.work.out))
+                if not entered:
+                    wait(put)
+            self.entered.clear()
         return [receipt.result() for receipt in put]
 
 
