@@ -43,18 +43,21 @@ def rows_of(table: pa.Table, metric: str) -> NDArray[np.float32]:
     column = table.column("embedding").combine_chunks()
     array = (pa.concat_arrays(column.chunks) if isinstance(column, pa.ChunkedArray) else column).drop_null()
     x_ND = array.flatten().to_numpy(zero_copy_only=False).reshape(len(array), column.type.list_size).astype(np.float32)
-    return on_grid(unit_rows(x_ND) if metric == "cosine" else x_ND)
+    if metric == "cosine":
+        unit_rows(x_ND, out=x_ND)
+    return on_grid(x_ND, out=x_ND)  # several arrays of this size in a thread, and malloc gives them back after every part
 
 
-def on_grid(x_ND: NDArray[np.float32]) -> NDArray[np.float32]:
-    y_ND = x_ND * np.float32(ROW_GRID)
+def on_grid(x_ND: NDArray[np.float32], out: NDArray[np.float32] | None = None) -> NDArray[np.float32]:
+    y_ND = np.multiply(x_ND, np.float32(ROW_GRID), out=out)
     np.rint(y_ND, out=y_ND)
-    return np.asarray(y_ND * np.float32(1 / ROW_GRID), np.float32)  # a power of two: exact
+    y_ND *= np.float32(1 / ROW_GRID)  # a power of two: exact
+    return np.asarray(y_ND, np.float32)
 
 
-def unit_rows(x_ND: NDArray[Any]) -> NDArray[Any]:
+def unit_rows(x_ND: NDArray[Any], out: NDArray[Any] | None = None) -> NDArray[Any]:
     norms = np.sqrt(np.einsum("nd,nd->n", x_ND, x_ND))[:, None]
-    return np.asarray(x_ND / np.where(norms > 0, norms, 1).astype(x_ND.dtype))
+    return np.asarray(np.divide(x_ND, np.where(norms > 0, norms, 1).astype(x_ND.dtype), out=out))
 
 
 class Nearest(NamedTuple):
