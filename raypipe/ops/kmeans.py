@@ -45,7 +45,7 @@ def rows_of(table: pa.Table, metric: str) -> NDArray[np.float32]:
     x_ND = array.flatten().to_numpy(zero_copy_only=False).reshape(len(array), column.type.list_size).astype(np.float32)
     if metric == "cosine":
         unit_rows(x_ND, out=x_ND)
-    return on_grid(x_ND, out=x_ND)  # several arrays of this size in a thread, and malloc gives them back after every part
+    return on_grid(x_ND, out=x_ND)  # in place: of several such arrays malloc gives the memory back, part by part
 
 
 def on_grid(x_ND: NDArray[np.float32], out: NDArray[np.float32] | None = None) -> NDArray[np.float32]:
