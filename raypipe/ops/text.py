@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import binascii
 import hashlib
 import json
 import unicodedata
@@ -68,10 +69,12 @@ def sample_id(instruction: str, response: str) -> str:
 
 def id_words(sample_ids: pa.ChunkedArray | pa.Array) -> NDArray[np.uint64]:
     """[N, 2]: sample_ids as pairs of 64-bit words, the leading one first; sorted as the hex strings are."""
-    if isinstance(sample_ids, pa.ChunkedArray):
-        sample_ids = sample_ids.combine_chunks()
-    text = "".join(sample_ids.to_pylist())
-    return np.frombuffer(bytes.fromhex(text), dtype=">u8").astype(np.uint64).reshape(-1, 2)
+    array = sample_ids.combine_chunks() if isinstance(sample_ids, pa.ChunkedArray) else sample_ids
+    if not len(array):
+        return np.zeros((0, 2), np.uint64)
+    _, offsets, values = array.buffers()
+    first, last = np.frombuffer(offsets, np.int32)[[array.offset, array.offset + len(array)]]
+    return np.frombuffer(binascii.unhexlify(memoryview(values)[first:last]), ">u8").astype(np.uint64).reshape(-1, 2)
 
 
 def id_hex(words: Sequence[Any]) -> str:
