@@ -4,7 +4,7 @@ A row is a number of 192 bits, its key and its sample_id, so no two are equal. A
 bits; the bucket of the cut is opened, and a further fold counts what lies in it by the next bits, until so little is left that it is
 gathered and sorted. So the state is small whatever the rows: 4,096 buckets a group, then GATHER_ROWS rows.
 
-N rows, G groups, B buckets; words_N3 are the 192 bits, leading word first; of a pair the first is rows, the second their tokens.
+N rows, G groups, B buckets; words_3N are the 192 bits, leading word first; of a pair the first is rows, the second their tokens.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ class Rows:
 
     groups: tuple[Group, ...]
     group_N: NDArray[np.int64]
-    words_N3: NDArray[np.uint64]
+    words_3N: NDArray[np.uint64]
     tokens_N: NDArray[np.int64]
     counted_G: NDArray[np.int64]
 
     @property
     def nbytes(self) -> int:
-        return self.group_N.nbytes + self.words_N3.nbytes + self.tokens_N.nbytes
+        return self.group_N.nbytes + self.words_3N.nbytes + self.tokens_N.nbytes
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ def _cut_inside(
     at_least_G: list[int],
 ) -> None:
     """Fills in what is kept of the opened buckets, and the cuts. In each lies the first row that its quota does not hold."""
-    order = np.lexsort([*(~inside.words_N3[:, n] for n in (2, 1, 0)), inside.group_N])
+    order = np.lexsort([*(~inside.words_3N[n] for n in (2, 1, 0)), inside.group_N])
     edges_G = np.searchsorted(inside.group_N[order], np.arange(len(opened.groups) + 1))
     next_rows = []
     for g in np.flatnonzero(opened.open_G).tolist():
@@ -104,7 +104,7 @@ def _cut_inside(
         spent = np.cumsum(tokens if budget is not None else np.ones_like(tokens))
         keep = int(np.searchsorted(spent, left_G[g], side="right"))
         kept_2G[:, g] += keep, tokens[:keep].sum()
-        dropped = number_of(inside.words_N3[mine[keep]])
+        dropped = number_of(inside.words_3N[:, mine[keep]])
         at_least_G[g] = dropped + 1
         next_rows.append((int(spent[keep] - tokens[keep] - left_G[g]), g, int(tokens[keep]), dropped))
     for _, g, more, dropped in sorted(next_rows):
@@ -117,13 +117,14 @@ def number_of(words: Sequence[Any] | NDArray[np.uint64]) -> int:
     return int(words[0]) << 128 | int(words[1]) << 64 | int(words[2])
 
 
-def is_at_least(words_N3: NDArray[np.uint64], numbers: Sequence[int], group_N: NDArray[np.int64]) -> NDArray[np.bool_]:
+def is_at_least(words_3N: NDArray[np.uint64], numbers: Sequence[int], group_N: NDArray[np.int64]) -> NDArray[np.bool_]:
     """[N] whether a row is at least the number of its group."""
-    bounds = [[number >> shift & (2**64 - 1) for shift in (128, 64, 0)] for number in numbers]
-    bound_N3 = np.array(bounds, np.uint64).reshape(-1, 3)[group_N]
-    first, second, third = (words_N3[:, n] == bound_N3[:, n] for n in range(3))
-    above = [words_N3[:, n] > bound_N3[:, n] for n in range(3)]
-    return np.asarray(above[0] | (first & (above[1] | (second & (above[2] | third)))))
+    bounds = [[number >> shift & (2**64 - 1) for number in numbers] for shift in (128, 64, 0)]
+    kept_N = np.ones(len(group_N), bool)
+    for word_N, bound_G in zip(words_3N[::-1], np.array(bounds[::-1], np.uint64), strict=True):
+        bound_N = bound_G[group_N]
+        kept_N = (word_N > bound_N) | ((word_N == bound_N) & kept_N)
+    return kept_N
 
 
 @dataclass(frozen=True)
@@ -154,34 +155,24 @@ class Open:
     open_G: NDArray[np.bool_]
     level: int = 0
 
-    def rows(self, rows: Rows) -> Inside:
+    def rows(self, rows: Rows) -> tuple[NDArray[np.int64], NDArray[np.bool_] | slice]:
+        """[N] the places of their groups, and which lie in the buckets."""
         place = {group: n for n, group in enumerate(self.groups)}
         group_N = np.array([place.get(group, 0) for group in rows.groups], np.int64)[rows.group_N]
-        inside_N = self.open_G[group_N]
         word, high, _ = LEVELS[self.level]
+        if self.level == 0 and self.open_G.all():
+            return group_N, slice(None)
+        inside_N = self.open_G[group_N]
         for n in range(word + (high < 64)):
             shift = np.uint64(high if n == word else 0)
-            inside_N = inside_N & (rows.words_N3[:, n] >> shift == (self.prefix_G3[:, n] >> shift)[group_N])
-        return Inside(group_N[inside_N], rows.words_N3[inside_N], rows.tokens_N[inside_N])
+            inside_N &= rows.words_3N[n] >> shift == (self.prefix_G3[:, n] >> shift)[group_N]
+        return group_N, inside_N
 
     def narrowed(self, bucket_G: NDArray[np.int64]) -> Open:
         word, _, low = LEVELS[self.level]
         prefix_G3 = self.prefix_G3.copy()
         prefix_G3[:, word] |= bucket_G.astype(np.uint64) << np.uint64(low)
         return Open(self.groups, prefix_G3, self.open_G, self.level + 1)
-
-
-@dataclass(frozen=True)
-class Inside:
-    """Rows of opened buckets: the places of their groups, their words and tokens."""
-
-    group_N: NDArray[np.int64]
-    words_N3: NDArray[np.uint64]
-    tokens_N: NDArray[np.int64]
-
-    def __add__(self, other: Inside) -> Inside:
-        mine, theirs = vars(self), vars(other)
-        return Inside(**{name: np.concatenate([mine[name], theirs[name]]) for name in mine})
 
 
 @dataclass(frozen=True)
@@ -192,11 +183,24 @@ class Count:
 
     def __call__(self, rows: Rows) -> NDArray[np.int64]:
         word, high, low = LEVELS[self.opened.level]
-        inside, num_buckets = self.opened.rows(rows), 1 << (high - low)
-        bucket_N = (inside.words_N3[:, word] >> np.uint64(low)).astype(np.int64) & (num_buckets - 1)
-        cell_N, size = inside.group_N * num_buckets + bucket_N, len(self.opened.groups) * num_buckets
-        counts = np.stack([np.bincount(cell_N, minlength=size), _sums(cell_N, inside.tokens_N, size)])
+        (group_N, inside_N), num_buckets = self.opened.rows(rows), 1 << (high - low)
+        bucket_N = (rows.words_3N[word, inside_N] >> np.uint64(low)).astype(np.int64) & (num_buckets - 1)
+        cell_N, size = group_N[inside_N] * num_buckets + bucket_N, len(self.opened.groups) * num_buckets
+        counts = np.stack([np.bincount(cell_N, minlength=size), _sums(cell_N, rows.tokens_N[inside_N], size)])
         return counts.reshape(2, len(self.opened.groups), num_buckets)
+
+
+@dataclass(frozen=True)
+class Inside:
+    """Rows of opened buckets: the places of their groups, their words and tokens."""
+
+    group_N: NDArray[np.int64]
+    words_3N: NDArray[np.uint64]
+    tokens_N: NDArray[np.int64]
+
+    def __add__(self, other: Inside) -> Inside:
+        mine, theirs = vars(self), vars(other)
+        return Inside(**{name: np.concatenate([mine[name], theirs[name]], axis=-1) for name in mine})
 
 
 @dataclass(frozen=True)
@@ -204,7 +208,8 @@ class Pick:
     opened: Open
 
     def __call__(self, rows: Rows) -> Inside:
-        return self.opened.rows(rows)
+        group_N, inside_N = self.opened.rows(rows)
+        return Inside(group_N[inside_N], rows.words_3N[:, inside_N], rows.tokens_N[inside_N])
 
 
 def _sums(place_N: NDArray[np.int64], tokens_N: NDArray[np.int64], size: int) -> NDArray[np.int64]:

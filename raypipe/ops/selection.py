@@ -34,7 +34,7 @@ class View:
 
     cluster_N: NDArray[np.int64]
     value_N: pa.Array | None  # of select.per
-    words_N3: NDArray[np.uint64]
+    words_3N: NDArray[np.uint64]
     tokens_N: NDArray[np.int64]
     drops: Sequence[tuple[NDArray[np.bool_], Any]]
 
@@ -74,7 +74,7 @@ def view(tables: Sequence[pa.Table], select: Select, seed: int) -> View:
     return View(
         cluster_N if select.strategy in BY_CLUSTER else np.zeros_like(cluster_N),
         clean.column(select.per).combine_chunks() if select.per else None,
-        np.column_stack([key_N, ~ids_N2]),
+        np.stack([key_N, *~ids_N2.T]),
         response_N + _numbers(score.column("num_instruction_tokens"), 0).astype(np.int64),
         drops,
     )
@@ -123,7 +123,7 @@ class Gather:
         return Rows(
             groups,
             group_N[eligible_N],
-            np.concatenate([one.words_N3 for one in views])[eligible_N],
+            np.concatenate([one.words_3N for one in views], axis=1)[:, eligible_N],
             np.concatenate([one.tokens_N for one in views])[eligible_N],
             np.bincount(group_N[counted_N], minlength=len(groups)),
         )
@@ -185,7 +185,7 @@ class Mark:
         groups, group_N = _grouped(seen.cluster_N, seen.value_N, eligible_N)
         kept_N = eligible_N.copy()
         if groups:
-            kept_N &= is_at_least(seen.words_N3, [self.cuts[group].at_least for group in groups], group_N)
+            kept_N &= is_at_least(seen.words_3N, [self.cuts[group].at_least for group in groups], group_N)
         masks, reasons = zip(*seen.drops, (kept_N, SELECTED), strict=True)
         reason = pc.case_when(pc.make_struct(*map(pa.array, masks)), *map(_whole, reasons), pa.scalar(BELOW_CUT))
         return pa.table({"sample_id": tables[0].column("sample_id"), "selected": kept_N, "reason": reason})

@@ -246,7 +246,7 @@ def test_ten_thousand_equal_scores_are_cut_by_id(monkeypatch):
 
     (cut,) = find_cuts(fold, partial(quotas, config)).values()
     assert cut.keep == 4000 and picked[0] <= 50
-    assert int((cutting.is_at_least(rows.words_N3, [cut.at_least], rows.group_N)).sum()) == 4000
+    assert int((cutting.is_at_least(rows.words_3N, [cut.at_least], rows.group_N)).sum()) == 4000
 
 
 def test_counts_come_from_exact_decimals():
