@@ -67,8 +67,21 @@ class Ingest(Section):
     paths: Annotated[tuple[str, ...], Field(min_length=1)]
     partitions: dict[str, Values] = {}  # of hive-style names (language=python/) these values only
     columns: Columns = Columns()
+    carry: tuple[
+        str, ...
+    ] = ()  # further fields kept beside each sample, as text: language, licence, a score of your own
     part_bytes: Annotated[int, Field(ge=1024, le=128 << 20)] = 4 << 20  # of uncompressed text
     max_rejected_fraction: Fraction01 = 0.01  # of rows read
+
+    @field_validator("carry")
+    @classmethod
+    def _free_names(cls, carry: tuple[str, ...]) -> tuple[str, ...]:
+        taken = {"sample_id", "source_uri", "source_line", "instruction", "response", "status", "evidence"}
+        if odd := sorted(name for name in set(carry) if name in taken or carry.count(name) > 1):
+            raise ValueError(
+                f"{odd[0]} is a name of a column of raypipe's, or given twice. Rename the field, or leave it out"
+            )
+        return carry
 
 
 class Embed(Section):
@@ -206,6 +219,16 @@ class Config(Section):
     report: Report = Report()
     storage: Storage
     resources: Resources = Resources()
+
+    @model_validator(mode="after")
+    def _carried(self) -> Config:
+        for key in ("column", "per"):
+            name = getattr(self.select, key)
+            if name is not None and name not in self.ingest.carry:
+                raise ValueError(
+                    f"select.{key}: {name} is not carried. Add it to ingest.carry, which has {list(self.ingest.carry)}"
+                )
+        return self
 
     @property
     def score_model(self) -> str:

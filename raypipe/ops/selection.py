@@ -32,36 +32,33 @@ IFD_TOO_HIGH, IFD_TOO_LOW, NO_VALUE = "ifd_too_high", "ifd_too_low", "no_column_
 class View:
     """A part as selection sees it, [N] each. A row that any of `drops` holds is not eligible; the first says why."""
 
+    ids_N: pa.Array
     cluster_N: NDArray[np.int64]
     value_N: pa.Array | None  # of select.per
-    words_3N: NDArray[np.uint64]
+    key_N: NDArray[np.uint64]
     tokens_N: NDArray[np.int64]
     drops: Sequence[tuple[NDArray[np.bool_], Any]]
 
-    def without(self, drops: int) -> NDArray[np.bool_]:
-        """Rows that the first few do not hold."""
-        return ~np.logical_or.reduce([dropped_N for dropped_N, _ in self.drops[:drops]])
-
-    @property
-    def eligible_N(self) -> NDArray[np.bool_]:
-        return self.without(len(self.drops))
+    def left_by(self, drops: int | None = None) -> NDArray[np.bool_]:
+        """Rows that none of the first few holds."""
+        return np.asarray(~np.logical_or.reduce([dropped_N for dropped_N, _ in self.drops[:drops]]))
 
 
 def view(tables: Sequence[pa.Table], select: Select, seed: int) -> View:
     """Of aligned tables: clean (sample_id, status, carried columns), cluster (cluster_id) and score (status, ifd, tokens)."""
     clean, cluster, score = tables
-    ids_N2 = id_words(clean.column("sample_id"))
+    ids_N = clean.column("sample_id").combine_chunks()
     ifd_N = _numbers(score.column("ifd"), np.nan)
     response_N = _numbers(score.column("num_response_tokens"), 0).astype(np.int64)
     drops = [
         (pc.not_equal(clean.column("status"), "ok").to_numpy(), clean.column("status")),
-        (is_held_out(ids_N2, select.held_out_fraction), HELD_OUT),
+        (is_held_out(ids_N, select.held_out_fraction), HELD_OUT),
         (np.isnan(ifd_N), score.column("status")),
         (ifd_N >= select.max_ifd, IFD_TOO_HIGH),
         (ifd_N < select.min_ifd, IFD_TOO_LOW),
     ]
     if select.strategy in ("random", "cluster_random"):
-        key_N = draw(ids_N2, seed)
+        key_N = draw(id_words(ids_N), seed)
     elif select.strategy == "longest":
         key_N = ordered_bits(response_N.astype(np.float64))
     elif select.strategy == "column":
@@ -72,9 +69,10 @@ def view(tables: Sequence[pa.Table], select: Select, seed: int) -> View:
         key_N = ordered_bits(ifd_N + 0.0)
     cluster_N = _numbers(cluster.column("cluster_id"), 0).astype(np.int64)
     return View(
+        ids_N,
         cluster_N if select.strategy in BY_CLUSTER else np.zeros_like(cluster_N),
         clean.column(select.per).combine_chunks() if select.per else None,
-        np.stack([key_N, *~ids_N2.T]),
+        key_N,
         response_N + _numbers(score.column("num_instruction_tokens"), 0).astype(np.int64),
         drops,
     )
@@ -107,40 +105,33 @@ def score_of(key: int) -> float:
 
 @dataclass(frozen=True)
 class Gather:
-    """Parts to their eligible rows."""
+    """Parts to the Rows of them all."""
 
     select: Select
     seed: int
 
     def __call__(self, parts: Iterable[Sequence[pa.Table]]) -> Rows:
-        views = [view(tables, self.select, self.seed) for tables in parts]
-        eligible_N = np.concatenate([one.eligible_N for one in views])
-        counted_N = eligible_N
-        if self.select.fraction_of == "cluster":
-            counted_N = np.concatenate([one.without(2) for one in views])
-        value_N = pa.concat_arrays([one.value_N for one in views]) if self.select.per else None
-        groups, group_N = _grouped(np.concatenate([one.cluster_N for one in views]), value_N, counted_N)
-        return Rows(
-            groups,
-            group_N[eligible_N],
-            np.concatenate([one.words_3N for one in views], axis=1)[:, eligible_N],
-            np.concatenate([one.tokens_N for one in views])[eligible_N],
-            np.bincount(group_N[counted_N], minlength=len(groups)),
-        )
+        return rows_of([view(tables, self.select, self.seed) for tables in parts], self.select)
 
 
-def _grouped(
-    cluster_N: NDArray[np.int64], value_N: pa.Array | None, among_N: NDArray[np.bool_]
-) -> tuple[tuple[Group, ...], NDArray[np.int64]]:
-    """The groups that occur among some rows, and the place in them of each of these; of other rows any place."""
-    values, code_N = [""], np.zeros(len(cluster_N), np.int64)
-    if value_N is not None:
-        encoded = pc.fill_null(value_N, "").dictionary_encode()
+def rows_of(views: Sequence[View], select: Select) -> Rows:
+    cluster_N, key_N, tokens_N = (
+        np.concatenate([getattr(one, name) for one in views]) for name in ("cluster_N", "key_N", "tokens_N")
+    )
+    eligible_N = np.concatenate([one.left_by() for one in views])
+    counted_N = eligible_N if select.fraction_of == "survivors" else np.concatenate([one.left_by(2) for one in views])
+    values, code_N = [""], np.int64(0)
+    if select.per:
+        encoded = pc.fill_null(pa.concat_arrays([one.value_N for one in views]), "").dictionary_encode()
         values, code_N = encoded.dictionary.to_pylist(), encoded.indices.to_numpy().astype(np.int64)
     cell_N = cluster_N * len(values) + code_N
-    there = np.bincount(cell_N[among_N], minlength=int(cell_N.max(initial=0)) + 1) > 0
-    groups = [(int(cell) // len(values), values[int(cell) % len(values)]) for cell in np.flatnonzero(there)]
-    return tuple(groups), np.maximum(np.cumsum(there) - 1, 0)[cell_N]
+    counted = np.bincount(cell_N[counted_N], minlength=int(cell_N.max(initial=0)) + 1)
+    cells = np.flatnonzero(counted)
+    groups = tuple((int(cell) // len(values), values[int(cell) % len(values)]) for cell in cells)
+    place = np.full(len(counted), -1)
+    place[cells] = np.arange(len(cells))
+    ids_N = pa.concat_arrays([one.ids_N for one in views])
+    return Rows(groups, np.where(eligible_N, place[cell_N], -1), key_N, tokens_N, ids_N, counted[cells])
 
 
 def quotas(
@@ -171,24 +162,16 @@ def shares(total: int, weights: Sequence[int]) -> list[int]:
     return found
 
 
-@dataclass(frozen=True)
-class Mark:
-    """The map: aligned tables to sample_id, selected, reason."""
-
-    select: Select
-    seed: int
-    cuts: Mapping[Group, Cut]
-
-    def __call__(self, tables: Sequence[pa.Table]) -> pa.Table:
-        seen = view(tables, self.select, self.seed)
-        eligible_N = seen.eligible_N
-        groups, group_N = _grouped(seen.cluster_N, seen.value_N, eligible_N)
-        kept_N = eligible_N.copy()
-        if groups:
-            kept_N &= is_at_least(seen.words_3N, [self.cuts[group].at_least for group in groups], group_N)
-        masks, reasons = zip(*seen.drops, (kept_N, SELECTED), strict=True)
-        reason = pc.case_when(pc.make_struct(*map(pa.array, masks)), *map(_whole, reasons), pa.scalar(BELOW_CUT))
-        return pa.table({"sample_id": tables[0].column("sample_id"), "selected": kept_N, "reason": reason})
+def mark(
+    tables: Sequence[pa.Table], select: Select, seed: int, cuts: Mapping[Group, Cut]
+) -> tuple[pa.Table, NDArray[np.int64]]:
+    """Aligned tables to sample_id, selected, reason; and the tokens of the rows that are kept."""
+    seen = view(tables, select, seed)
+    rows = rows_of([seen], select)
+    kept_N = is_at_least(rows, [cuts[group].at_least if group in cuts else 0 for group in rows.groups])
+    masks, reasons = zip(*seen.drops, (kept_N, SELECTED), strict=True)
+    reason = pc.case_when(pc.make_struct(*map(pa.array, masks)), *map(_whole, reasons), pa.scalar(BELOW_CUT))
+    return pa.table({"sample_id": seen.ids_N, "selected": kept_N, "reason": reason}), seen.tokens_N[kept_N]
 
 
 def _whole(reason: Any) -> Any:

@@ -7,14 +7,19 @@ no_column_value, selected, below_cut; beside the parts `cuts.json`.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from raypipe.config import Config, Pool
+import pyarrow as pa
+
+from raypipe.config import Config, Pool, Select
 from raypipe.errors import DataError
 from raypipe.folds import shards
 from raypipe.ops.cuts import Cut, Group, find_cuts
-from raypipe.ops.selection import Gather, Mark, quotas, score_of
+from raypipe.ops.selection import Gather, mark, quotas, score_of
+from raypipe.part import with_figures
 from raypipe.parts import map_parts
 from raypipe.stage import Inputs, Result
 from raypipe.store import Folder
@@ -33,8 +38,22 @@ def run(config: Config, inputs: Inputs, out: Folder) -> Result:
     _check(config, cuts)
     out.put("cuts.json", json.dumps([_as_json(*item, rule.strategy) for item in cuts.items()], indent=1).encode())
     parts = map_parts(partial(Mark, rule, seed, cuts), tables, out, pool=Pool(), light=True)
-    kept = {name: sum(getattr(cut, name) for cut in cuts.values()) for name in ("eligible", "keep", "keep_tokens")}
-    return Result(parts, {"eligible": kept["eligible"], "kept": kept["keep"], "kept_tokens": kept["keep_tokens"]})
+    return Result(
+        parts, {"eligible": sum(c.eligible for c in cuts.values()), "kept": sum(c.keep for c in cuts.values())}
+    )
+
+
+@dataclass(frozen=True)
+class Mark:
+    """A part's figure `kept_tokens` is of instructions and responses."""
+
+    select: Select
+    seed: int
+    cuts: Mapping[Group, Cut]
+
+    def __call__(self, tables: list[pa.Table]) -> pa.Table:
+        made, kept_tokens = mark(tables, self.select, self.seed, self.cuts)
+        return with_figures(made, kept_tokens=int(kept_tokens.sum()))
 
 
 def _check(config: Config, cuts: dict[Group, Cut]) -> None:
@@ -61,9 +80,7 @@ def _as_json(group: Group, cut: Cut, strategy: str) -> dict[str, Any]:
         "value": group[1],
         "counted": cut.counted,
         "eligible": cut.eligible,
-        "tokens": cut.tokens,
         "keep": cut.keep,
-        "keep_tokens": cut.keep_tokens,
         "at_least": f"{cut.at_least:048x}",
         "cut_score": score_of(cut.at_least >> 128) if by_score else None,
     }

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from raypipe.config import Select
 from raypipe.ops import cuts as cutting
 from raypipe.ops.cuts import find_cuts
-from raypipe.ops.selection import Gather, Mark, num_kept, ordered_bits, quotas, score_of, shares
+from raypipe.ops.selection import Gather, mark, num_kept, ordered_bits, quotas, score_of, shares
 from raypipe.ops.text import draw, id_words, is_held_out, sample_id
 
 STRATEGIES = ("paper", "global_ifd", "random", "cluster_random", "longest", "column")
@@ -51,8 +51,8 @@ def cuts_of(parts, config, seed=0):
 
 def select(parts, config, seed=0):
     """Rows of all parts; every part is a set."""
-    mark = Mark(config, seed, cuts_of([[part] for part in parts], config, seed))
-    return [made for part in parts for made in mark(part).to_pylist()]
+    cuts = cuts_of([[part] for part in parts], config, seed)
+    return [made for part in parts for made in mark(part, config, seed, cuts)[0].to_pylist()]
 
 
 def brute_force(parts, config, seed=0):
@@ -68,7 +68,7 @@ def brute_force(parts, config, seed=0):
                     "clean": clean["status"][n].as_py(),
                     "lang": clean["lang"][n].as_py() or "",
                     "quality": float(quality) if quality not in (None, "none") else None,
-                    "held_out": bool(is_held_out(words[n : n + 1], config.held_out_fraction)[0]),
+                    "held_out": bool(is_held_out(clean["sample_id"][n : n + 1], config.held_out_fraction)[0]),
                     "score": score["status"][n].as_py(),
                     "ifd": score["ifd"][n].as_py(),
                     "response": score["num_response_tokens"][n].as_py(),
@@ -215,7 +215,7 @@ def test_budgets_by_hand():
         assert [cut.keep for cut in found.values()] == wanted
         made = select([part], config)
         assert [sum(one["selected"] for one in made[a:b]) for a, b in ((0, 5), (5, 8), (8, 10))] == wanted
-    assert sum(cut.keep_tokens for cut in found.values()) == 20
+        assert mark(part, config, 0, found)[1].tolist() == [4] * sum(wanted)
 
 
 @given(st.integers(0, 1000), st.lists(st.integers(1, 10**15), min_size=1, max_size=20))
@@ -246,7 +246,7 @@ def test_ten_thousand_equal_scores_are_cut_by_id(monkeypatch):
 
     (cut,) = find_cuts(fold, partial(quotas, config)).values()
     assert cut.keep == 4000 and picked[0] <= 50
-    assert int((cutting.is_at_least(rows.words_3N, [cut.at_least], rows.group_N)).sum()) == 4000
+    assert cutting.is_at_least(rows, [cut.at_least]).sum() == 4000
 
 
 def test_counts_come_from_exact_decimals():
@@ -284,7 +284,7 @@ def test_a_group_too_small_for_its_fraction_keeps_nothing():
     config = Select(keep_fraction=0.4, held_out_fraction=0)
     assert [one["reason"] for one in select([part], config)] == ["below_cut"]
     (cut,) = cuts_of([[part]], config).values()
-    assert dataclasses.astuple(cut)[:5] == (1, 1, 4, 0, 0)
+    assert dataclasses.astuple(cut)[:3] == (1, 1, 0)
 
 
 @pytest.mark.parametrize(
