@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Annotated, Any, ClassVar, Literal
 
 import pydantic
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 Fraction01 = Annotated[float, Field(ge=0, lt=1)]
 Positive = Annotated[int, Field(ge=1)]
@@ -67,8 +67,21 @@ class Ingest(Section):
     paths: Annotated[tuple[str, ...], Field(min_length=1)]
     partitions: dict[str, Values] = {}  # of hive-style names (language=python/) these values only
     columns: Columns = Columns()
+    carry: tuple[
+        str, ...
+    ] = ()  # further fields kept beside each sample, as text: language, licence, a score of your own
     part_bytes: Annotated[int, Field(ge=1024, le=128 << 20)] = 4 << 20  # of uncompressed text
     max_rejected_fraction: Fraction01 = 0.01  # of rows read
+
+    @field_validator("carry")
+    @classmethod
+    def _free_names(cls, carry: tuple[str, ...]) -> tuple[str, ...]:
+        taken = {"sample_id", "source_uri", "source_line", "instruction", "response", "status", "evidence"}
+        if odd := sorted(name for name in set(carry) if name in taken or carry.count(name) > 1):
+            raise ValueError(
+                f"{odd[0]} is a name of a column of raypipe's, or given twice. Rename the field, or leave it out"
+            )
+        return carry
 
 
 class Embed(Section):
@@ -100,10 +113,30 @@ class Score(Section):
 
 
 class Select(Section):
-    strategy: Literal["paper", "random", "cluster_random", "global_ifd", "longest"] = "paper"
-    keep_fraction: Annotated[float, Field(gt=0, le=1)] = 0.4  # of each cluster's samples with IFD < max_ifd
+    strategy: Literal["paper", "global_ifd", "random", "cluster_random", "longest", "column"] = "paper"
+    column: str | None = None  # of ingest.carry: what strategy column takes the highest of
+    keep_fraction: Annotated[float, Field(gt=0, le=1)] = 0.4  # of each cluster's samples with min_ifd <= IFD < max_ifd
+    fraction_of: Literal["survivors", "cluster"] = "survivors"  # cluster: of all its samples, as far as survivors last
+    num_samples: Positive | None = None  # instead of a fraction: in all, each cluster in proportion to its survivors
+    num_tokens: Positive | None = None  # the same in tokens, instruction and response, as score counts them
+    per: str | None = None  # of ingest.carry: every value of it, in every cluster, is a group of its own
+    min_ifd: Annotated[float, Field(ge=0)] = 0.0  # inclusive
     max_ifd: Annotated[float, Field(gt=0)] = 1.0  # exclusive
     held_out_fraction: Fraction01 = 0.01  # of samples, by hash of sample_id
+
+    @model_validator(mode="after")
+    def _coherent(self) -> Select:
+        if (self.strategy == "column") != (self.column is not None):
+            raise ValueError("strategy column and a column go together: give both or neither")
+        sizes = [name for name in ("num_samples", "num_tokens") if getattr(self, name) is not None]
+        sizes += sorted({"keep_fraction", "fraction_of"} & self.model_fields_set) if sizes else []
+        if len(sizes) > 1:
+            raise ValueError(
+                f"{' and '.join(sizes)} say how much to keep: give one of keep_fraction, num_samples, num_tokens"
+            )
+        if self.min_ifd >= self.max_ifd:
+            raise ValueError(f"no IFD is at least min_ifd={self.min_ifd:g} and below max_ifd={self.max_ifd:g}")
+        return self
 
 
 class Pack(Section):
@@ -186,6 +219,16 @@ class Config(Section):
     report: Report = Report()
     storage: Storage
     resources: Resources = Resources()
+
+    @model_validator(mode="after")
+    def _carried(self) -> Config:
+        for key in ("column", "per"):
+            name = getattr(self.select, key)
+            if name is not None and name not in self.ingest.carry:
+                raise ValueError(
+                    f"select.{key}: {name} is not carried. Add it to ingest.carry, which has {list(self.ingest.carry)}"
+                )
+        return self
 
     @property
     def score_model(self) -> str:

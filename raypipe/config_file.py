@@ -5,10 +5,14 @@ YAML goes through JSON into pydantic, because only its JSON mode is strict (no "
 
 from __future__ import annotations
 
+import copy
 import difflib
+import itertools
 import json
 import os
 import re
+import typing
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +24,18 @@ from raypipe.errors import ConfigError
 from raypipe.store import location
 
 
-def load_config(path: str | Path, overrides: tuple[str, ...] | list[str] = ()) -> Config:
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     """Read a YAML file, apply `section.key=value` overrides (values are YAML), check every key. ConfigError lists all faults."""
+    configs = load_configs(path, overrides)
+    if len(configs) > 1:
+        raise ConfigError(
+            f"got {len(configs)} runs ({', '.join(c.name for c in configs)}), wanted one. Only `run` and `plan` take several"
+        )
+    return configs[0]
+
+
+def load_configs(path: str | Path, overrides: Sequence[str] = ()) -> list[Config]:
+    """As `load_config`; one for each value of a list where one value is expected, named NAME@VALUE, and for each pair of two such keys."""
     try:
         tree = yaml.load(Path(path).read_text(encoding="utf-8"), _Loader)
     except OSError as error:
@@ -32,9 +46,19 @@ def load_config(path: str | Path, overrides: tuple[str, ...] | list[str] = ()) -
         raise ConfigError(f"{path}: not valid YAML in UTF-8: {error}") from error
     if not isinstance(tree, dict):
         raise ConfigError(f"{path}: got {type(tree).__name__}, wanted a mapping of sections. See README, 'One file'")
-    for override in overrides:
-        _override(tree, override)
-    return _absolute(_validate(tree, str(path)))
+    choices = [
+        [(key, v, f"@{v}") for v in value] if _several(key, value) else [(key, value, "")]
+        for key, value in map(_parsed, overrides)
+    ]
+    configs = []
+    for chosen in itertools.product(*choices):
+        mine = copy.deepcopy(tree)
+        for key, value, _ in chosen:
+            _override(mine, key, value)
+        if suffix := "".join(suffix for *_, suffix in chosen):
+            mine["name"] = f"{mine.get('name')}{re.sub('[^A-Za-z0-9._@-]', '-', suffix)}"
+        configs.append(_absolute(_validate(mine, str(path))))
+    return configs
 
 
 class _Loader(yaml.SafeLoader):
@@ -54,21 +78,39 @@ _Loader.add_implicit_resolver(
 )
 
 
-def _override(tree: dict[str, Any], override: str) -> None:
+def _parsed(override: str) -> tuple[str, Any]:
     key, equals, text = override.partition("=")
     if not equals or not key:
         raise ConfigError(f"override {override!r}: wanted section.key=value, for example select.keep_fraction=0.2")
+    try:
+        return key, yaml.load(text, _Loader)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"override {override!r}: the value is not valid YAML: {error}") from error
+
+
+def _override(tree: dict[str, Any], key: str, value: Any) -> None:
     *parents, leaf = key.split(".")
     node = tree
     for parent in parents:
         child = node[parent] = {} if node.get(parent) is None else node[parent]
         if not isinstance(child, dict):
-            raise ConfigError(f"override {override!r}: {parent} is a value, not a section")
+            raise ConfigError(f"override {key}={value}: {parent} is a value, not a section")
         node = child
-    try:
-        node[leaf] = yaml.load(text, _Loader)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"override {override!r}: the value is not valid YAML: {error}") from error
+    node[leaf] = value
+
+
+def _several(key: str, value: Any) -> bool:
+    """A list, for a key that takes one number or word."""
+    section: Any = Config
+    for name in key.split("."):
+        field = getattr(section, "model_fields", {}).get(name)
+        section = field and field.annotation
+    kinds = [section, *typing.get_args(section)]
+    return (
+        isinstance(value, list)
+        and section is not None
+        and not any(typing.get_origin(kind) in (tuple, dict) for kind in kinds)
+    )
 
 
 def _validate(tree: dict[str, Any], where: str) -> Config:

@@ -54,7 +54,7 @@ STAGES = (
     ),
     Stage("cluster", ("embed",), _cluster_content, version=3, whole_lake=lambda c: c.cluster.centers is None),
     Stage("score", ("ingest", "clean"), _score_content, version=2),
-    Stage("select", ("clean", "cluster", "score"), _select_content, whole_lake=_always),
+    Stage("select", ("clean", "cluster", "score"), _select_content, version=2, whole_lake=_always),
     Stage("pack", ("ingest", "cluster", "select"), _pack_content, whole_lake=_always),
     Stage("train", ("pack",), _train_content, whole_lake=_always),
     Stage(

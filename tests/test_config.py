@@ -37,7 +37,7 @@ def test_a_small_run_needs_five_keys(load):
         ("keep_fraction=0.2", "keep_fraction: unknown key. Did you mean select.keep_fraction?"),
         ("select.keep_fraction=2", "select.keep_fraction: Input should be less than or equal to 1, got 2"),
         ("cluster.num_clusters='10'", 'cluster.num_clusters: Input should be a valid integer, got "10"'),
-        ("select.strategy=best", "'paper', 'random'"),
+        ("select.strategy=best", "'paper', 'global_ifd'"),
         ("template=hello", "{instruction}"),
         ("score.template=hello", "{instruction}"),
         ("resources.embed.actors=[3, 1]", "[min, max] expected, got [3, 1]"),

@@ -1,14 +1,15 @@
-"""Which samples to keep: the top share of every group by a key, exact, without a sort or a shuffle.
+"""Which samples to keep: the top of every group by a key.
 
-Every strategy is a group and a key for each eligible row; the rest is one rule: keep the floor(keep_fraction * eligible) rows
-of a group with the highest (key, then lowest sample_id). A key is an unsigned 64-bit number in the order of the score. One
-fold counts keys by their leading 20 bits; a second gathers the rows of the one bucket where each group's cut falls; so the
-state is small (256 buckets an octave of the score) and the cut is exact. All strategies draw from the same eligible rows,
-so that they keep equal numbers and differ only in the choice.
+A strategy is a group and a key for every eligible row. Of a group the rows with the highest (key, then lowest sample_id) are kept:
+a fraction of them, or the group's share of a budget of samples or tokens. All strategies draw from the same eligible rows, so that
+they keep equal numbers and differ in the choice alone. ops.cuts finds where a group is cut.
+
+N rows, G groups.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
@@ -19,49 +20,74 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from raypipe.config import Select
+from raypipe.ops.cuts import Cut, Group, Rows, is_at_least
 from raypipe.ops.text import draw, id_words, is_held_out
 
-BUCKET_BITS = 20
-BY_CLUSTER = ("paper", "cluster_random")  # the other strategies know one group, 0
-SELECTED, HELD_OUT, IFD_TOO_HIGH, BELOW_CUT = "selected", "held_out", "ifd_too_high", "below_cut"
+BY_CLUSTER = ("paper", "cluster_random")  # the other strategies know one cluster, 0
+SELECTED, HELD_OUT, BELOW_CUT = "selected", "held_out", "below_cut"
+IFD_TOO_HIGH, IFD_TOO_LOW, NO_VALUE = "ifd_too_high", "ifd_too_low", "no_column_value"
 
 
 @dataclass(frozen=True)
-class Rows:
-    """What selection sees of a part: [N] each, `ids` [N, 2]. `reason` is final but for eligible rows, where it is empty."""
+class View:
+    """A part as selection sees it, [N] each. A row that any of `drops` holds is not eligible; the first says why."""
 
-    group: NDArray[np.int64]
-    key: NDArray[np.uint64]
-    ids: NDArray[np.uint64]
-    reason: NDArray[np.object_]
+    ids_N: pa.Array
+    cluster_N: NDArray[np.int64]
+    value_N: pa.Array | None  # of select.per
+    key_N: NDArray[np.uint64]
+    tokens_N: NDArray[np.int64]
+    drops: Sequence[tuple[NDArray[np.bool_], Any]]
 
-    @property
-    def eligible(self) -> NDArray[np.bool_]:
-        return np.asarray(self.reason == "")
+    def left_by(self, drops: int | None = None) -> NDArray[np.bool_]:
+        """Rows that none of the first few holds."""
+        return np.asarray(~np.logical_or.reduce([dropped_N for dropped_N, _ in self.drops[:drops]]))
 
 
-def view(tables: list[pa.Table], config: Select, seed: int) -> Rows:
-    """From aligned tables of clean (status), cluster (cluster_id) and score (status, ifd, num_response_tokens)."""
+def view(tables: Sequence[pa.Table], select: Select, seed: int) -> View:
+    """Of aligned tables: clean (sample_id, status, carried columns), cluster (cluster_id) and score (status, ifd, tokens)."""
     clean, cluster, score = tables
-    ids = id_words(clean.column("sample_id"))
-    ifd = _numbers(score.column("ifd"), np.nan)
-    cleaned, scored = (table.column("status").to_numpy().astype(object) for table in (clean, score))
-    held_out = is_held_out(ids, config.held_out_fraction)
-    reason = np.select(
-        [cleaned != "ok", held_out, np.isnan(ifd), ~(ifd < config.max_ifd)],
-        [cleaned, HELD_OUT, scored, IFD_TOO_HIGH],
-        "",
-    )
-    group = _numbers(cluster.column("cluster_id"), -1).astype(np.int64)
-    if config.strategy not in BY_CLUSTER:
-        group = np.zeros_like(group)
-    if config.strategy in ("random", "cluster_random"):
-        key = draw(ids, seed)
-    elif config.strategy == "longest":
-        key = _numbers(score.column("num_response_tokens"), 0).astype(np.uint64)
+    ids_N = clean.column("sample_id").combine_chunks()
+    ifd_N = _numbers(score.column("ifd"), np.nan)
+    response_N = _numbers(score.column("num_response_tokens"), 0).astype(np.int64)
+    drops = [
+        (pc.not_equal(clean.column("status"), "ok").to_numpy(), clean.column("status")),
+        (is_held_out(ids_N, select.held_out_fraction), HELD_OUT),
+        (np.isnan(ifd_N), score.column("status")),
+        (ifd_N >= select.max_ifd, IFD_TOO_HIGH),
+        (ifd_N < select.min_ifd, IFD_TOO_LOW),
+    ]
+    if select.strategy in ("random", "cluster_random"):
+        key_N = draw(id_words(ids_N), seed)
+    elif select.strategy == "longest":
+        key_N = ordered_bits(response_N.astype(np.float64))
+    elif select.strategy == "column":
+        number_N = as_numbers(clean.column(str(select.column)))
+        key_N = ordered_bits(number_N)
+        drops.append((np.isnan(number_N), NO_VALUE))
     else:
-        key = ordered_bits(ifd)
-    return Rows(group, key, ids, reason)
+        key_N = ordered_bits(ifd_N + 0.0)
+    cluster_N = _numbers(cluster.column("cluster_id"), 0).astype(np.int64)
+    return View(
+        ids_N,
+        cluster_N if select.strategy in BY_CLUSTER else np.zeros_like(cluster_N),
+        clean.column(select.per).combine_chunks() if select.per else None,
+        key_N,
+        response_N + _numbers(score.column("num_instruction_tokens"), 0).astype(np.int64),
+        drops,
+    )
+
+
+def as_numbers(column: pa.ChunkedArray) -> NDArray[np.float64]:
+    """[N] of a carried column, whose values are text; NaN where that is no finite number."""
+    found = []
+    for text in column.to_pylist():
+        try:
+            found.append(float(text))
+        except (TypeError, ValueError):
+            found.append(np.nan)
+    value_N = np.array(found, np.float64) + 0.0  # -0 becomes 0
+    return np.where(np.isfinite(value_N), value_N, np.nan)
 
 
 def ordered_bits(score: NDArray[np.float64]) -> NDArray[np.uint64]:
@@ -78,139 +104,78 @@ def score_of(key: int) -> float:
 
 
 @dataclass(frozen=True)
-class Histogram:
-    """Sparse counts of (group, leading bits of the key)."""
+class Gather:
+    """Parts to the Rows of them all."""
 
-    counts: dict[tuple[int, int], int]
-
-    def __add__(self, other: Histogram) -> Histogram:
-        total = dict(self.counts)
-        for cell, count in other.counts.items():
-            total[cell] = total.get(cell, 0) + count
-        return Histogram(total)
-
-
-@dataclass(frozen=True)
-class CountKeys:
-    """First fold."""
-
-    config: Select
+    select: Select
     seed: int
 
-    def __call__(self, tables: list[pa.Table]) -> Histogram:
-        rows = view(tables, self.config, self.seed)
-        cells = np.stack([rows.group, _bucket(rows.key)])[:, rows.eligible]
-        unique, counts = np.unique(cells, axis=1, return_counts=True)
-        return Histogram({(int(g), int(b)): int(n) for g, b, n in zip(*unique, counts, strict=True)})
+    def __call__(self, parts: Iterable[Sequence[pa.Table]]) -> Rows:
+        return rows_of([view(tables, self.select, self.seed) for tables in parts], self.select)
 
 
-@dataclass(frozen=True)
-class Quota:
-    """Of a group: how many are eligible, how many to keep, and of those how many from the bucket of the cut."""
-
-    eligible: int
-    keep: int
-    bucket: int
-    keep_in_bucket: int
-
-
-def quotas(histogram: Histogram, keep_fraction: float) -> dict[int, Quota]:
-    groups: dict[int, dict[int, int]] = {}
-    for (group, bucket), count in histogram.counts.items():
-        groups.setdefault(group, {})[bucket] = count
-    return {group: _quota(buckets, keep_fraction) for group, buckets in sorted(groups.items())}
-
-
-def _quota(buckets: dict[int, int], keep_fraction: float) -> Quota:
-    eligible = sum(buckets.values())
-    keep = left = num_kept(keep_fraction, eligible)
-    for bucket in sorted(buckets, reverse=True):
-        if left <= buckets[bucket]:
-            return Quota(eligible, keep, bucket, left)
-        left -= buckets[bucket]
-    raise AssertionError("more to keep than there is")
+def rows_of(views: Sequence[View], select: Select) -> Rows:
+    cluster_N, key_N, tokens_N = (
+        np.concatenate([getattr(one, name) for one in views]) for name in ("cluster_N", "key_N", "tokens_N")
+    )
+    eligible_N = np.concatenate([one.left_by() for one in views])
+    counted_N = eligible_N if select.fraction_of == "survivors" else np.concatenate([one.left_by(2) for one in views])
+    values, code_N = [""], np.int64(0)
+    if select.per:
+        encoded = pc.fill_null(pa.concat_arrays([one.value_N for one in views]), "").dictionary_encode()
+        values, code_N = encoded.dictionary.to_pylist(), encoded.indices.to_numpy().astype(np.int64)
+    cell_N = cluster_N * len(values) + code_N
+    counted = np.bincount(cell_N[counted_N], minlength=int(cell_N.max(initial=0)) + 1)
+    cells = np.flatnonzero(counted)
+    groups = tuple((int(cell) // len(values), values[int(cell) % len(values)]) for cell in cells)
+    place = np.full(len(counted), -1)
+    place[cells] = np.arange(len(cells))
+    ids_N = pa.concat_arrays([one.ids_N for one in views])
+    return Rows(groups, np.where(eligible_N, place[cell_N], -1), key_N, tokens_N, ids_N, counted[cells])
 
 
-def num_kept(keep_fraction: float, eligible: int) -> int:
+def quotas(
+    select: Select, counted_G: NDArray[np.int64], eligible_G: NDArray[np.int64], tokens_G: NDArray[np.int64]
+) -> NDArray[np.int64]:
+    """[G] rows that each group keeps at most; with select.num_tokens tokens."""
+    if select.num_tokens is not None:
+        whole = sum(tokens := tokens_G.tolist())
+        return np.array([select.num_tokens * mine // max(whole, 1) for mine in tokens], np.int64)
+    if select.num_samples is not None:
+        return np.array(shares(min(select.num_samples, int(eligible_G.sum())), eligible_G.tolist()), np.int64)
+    kept_G = np.array([num_kept(select.keep_fraction, counted) for counted in counted_G.tolist()], np.int64)
+    return np.minimum(kept_G, eligible_G)
+
+
+def num_kept(keep_fraction: float, counted: int) -> int:
     """floor of the exact decimal product: int(90 * 0.7) would be 62."""
-    return int(Fraction(str(keep_fraction)) * eligible)
+    return int(Fraction(str(keep_fraction)) * counted)
 
 
-@dataclass(frozen=True)
-class Candidates:
-    """Rows in the buckets of the cuts: group, key, two id words; [N] each."""
-
-    rows: NDArray[np.uint64]
-
-    def __add__(self, other: Candidates) -> Candidates:
-        return Candidates(np.concatenate([self.rows, other.rows], axis=1))
-
-
-@dataclass(frozen=True)
-class GatherCut:
-    """Second fold."""
-
-    config: Select
-    seed: int
-    quotas: dict[int, Quota]
-
-    def __call__(self, tables: list[pa.Table]) -> Candidates:
-        rows = view(tables, self.config, self.seed)
-        inside = rows.eligible & (
-            _bucket(rows.key) == _per_group(rows.group, {g: q.bucket for g, q in self.quotas.items()}, -1)
-        )
-        return Candidates(np.stack([rows.group.astype(np.uint64), rows.key, rows.ids[:, 0], rows.ids[:, 1]])[:, inside])
-
-
-@dataclass(frozen=True)
-class Cut:
-    """The last row kept of a group: keep what is above (key, then lowest id) or equal. None keeps nothing."""
-
-    key: int
-    id_words: tuple[int, int]
-
-
-def cuts(quotas_by_group: dict[int, Quota], candidates: Candidates) -> dict[int, Cut | None]:
-    found: dict[int, Cut | None] = {}
-    group_N, key_N, high_N, low_N = candidates.rows
-    for group, quota in quotas_by_group.items():
-        (mine,) = np.nonzero(group_N == np.uint64(group))
-        order = mine[np.lexsort([low_N[mine], high_N[mine], ~key_N[mine]])]
-        last = order[quota.keep_in_bucket - 1] if quota.keep_in_bucket else None
-        found[group] = None if last is None else Cut(int(key_N[last]), (int(high_N[last]), int(low_N[last])))
+def shares(total: int, weights: Sequence[int]) -> list[int]:
+    """`total` in proportion to the weights, by largest remainder; the earlier of equal remainders first."""
+    whole = sum(weights)
+    found = [total * weight // whole for weight in weights]
+    by_remainder = sorted(range(len(weights)), key=lambda n: -(total * weights[n] % whole))
+    for n in by_remainder[: total - sum(found)]:
+        found[n] += 1
     return found
 
 
-@dataclass(frozen=True)
-class Mark:
-    """The map: aligned tables to sample_id, selected, reason."""
-
-    config: Select
-    seed: int
-    cuts: dict[int, Cut | None]
-
-    def __call__(self, tables: list[pa.Table]) -> pa.Table:
-        rows = view(tables, self.config, self.seed)
-        cut = {group: cut for group, cut in self.cuts.items() if cut is not None}
-        key = _per_group(rows.group, {g: c.key for g, c in cut.items()}, 0, np.uint64)
-        high = _per_group(rows.group, {g: c.id_words[0] for g, c in cut.items()}, 0, np.uint64)
-        low = _per_group(rows.group, {g: c.id_words[1] for g, c in cut.items()}, 0, np.uint64)
-        before = (rows.ids[:, 0] < high) | ((rows.ids[:, 0] == high) & (rows.ids[:, 1] <= low))
-        kept = rows.eligible & np.isin(rows.group, list(cut)) & ((rows.key > key) | ((rows.key == key) & before))
-        reason = np.where(rows.eligible, np.where(kept, SELECTED, BELOW_CUT), rows.reason)
-        return pa.table(
-            {"sample_id": tables[0].column("sample_id"), "selected": kept, "reason": pa.array(reason, pa.string())}
-        )
+def mark(
+    tables: Sequence[pa.Table], select: Select, seed: int, cuts: Mapping[Group, Cut]
+) -> tuple[pa.Table, NDArray[np.int64]]:
+    """Aligned tables to sample_id, selected, reason; and the tokens of the rows that are kept."""
+    seen = view(tables, select, seed)
+    rows = rows_of([seen], select)
+    kept_N = is_at_least(rows, [cuts[group].at_least if group in cuts else 0 for group in rows.groups])
+    masks, reasons = zip(*seen.drops, (kept_N, SELECTED), strict=True)
+    reason = pc.case_when(pc.make_struct(*map(pa.array, masks)), *map(_whole, reasons), pa.scalar(BELOW_CUT))
+    return pa.table({"sample_id": seen.ids_N, "selected": kept_N, "reason": reason}), seen.tokens_N[kept_N]
 
 
-def _bucket(key: NDArray[np.uint64]) -> NDArray[np.int64]:
-    return (key >> np.uint64(64 - BUCKET_BITS)).astype(np.int64)
-
-
-def _per_group(group: NDArray[np.int64], values: dict[int, int], missing: int, dtype: Any = np.int64) -> NDArray[Any]:
-    """[N] `values[group]`, or `missing`."""
-    unique, place = np.unique(group, return_inverse=True)
-    return np.array([values.get(int(g), missing) for g in unique], dtype)[place]
+def _whole(reason: Any) -> Any:
+    return pa.scalar(reason) if isinstance(reason, str) else reason.combine_chunks()
 
 
 def _numbers(column: pa.ChunkedArray, missing: float) -> NDArray[Any]:

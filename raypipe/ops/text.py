@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import binascii
 import hashlib
 import json
 import unicodedata
@@ -11,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 
@@ -19,6 +21,7 @@ class Sample:
     sample_id: str
     instruction: str
     response: str
+    carried: tuple[str | None, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -26,8 +29,10 @@ class Reject:
     reason: str
 
 
-def parse_line(line: bytes, instruction: Sequence[str], response: Sequence[str]) -> Sample | Reject:
-    """`instruction` and `response` name the fields joined for each. The reasons are those of `_rejected/`."""
+def parse_line(
+    line: bytes, instruction: Sequence[str], response: Sequence[str], carry: Sequence[str] = ()
+) -> Sample | Reject:
+    """`instruction` and `response` name the fields joined for each, `carry` others. The reasons are those of `_rejected/`."""
     try:
         row = json.loads(line)
     except UnicodeDecodeError:
@@ -46,12 +51,19 @@ def parse_line(line: bytes, instruction: Sequence[str], response: Sequence[str])
         texts.append(normalise("\n".join(value for value in values if value)))
         if not texts[-1]:
             return Reject(f"empty_{name}")
-    return _identified(*texts)
+    return _identified(texts[0], texts[1], tuple(_as_text(row.get(field)) for field in carry))
 
 
-def _identified(instruction: str, response: str) -> Sample | Reject:
+def _as_text(value: Any) -> str | None:
+    """Text as it is, anything else as its JSON: a column has one type, whatever the lines hold."""
+    return value if isinstance(value, str) or value is None else json.dumps(value, ensure_ascii=False, sort_keys=True)
+
+
+def _identified(instruction: str, response: str, carried: tuple[str | None, ...]) -> Sample | Reject:
     try:
-        return Sample(sample_id(instruction, response), instruction, response)
+        for text in filter(None, carried):
+            text.encode()
+        return Sample(sample_id(instruction, response), instruction, response, carried)
     except UnicodeEncodeError:
         return Reject("lone_surrogate")
 
@@ -68,10 +80,12 @@ def sample_id(instruction: str, response: str) -> str:
 
 def id_words(sample_ids: pa.ChunkedArray | pa.Array) -> NDArray[np.uint64]:
     """[N, 2]: sample_ids as pairs of 64-bit words, the leading one first; sorted as the hex strings are."""
-    if isinstance(sample_ids, pa.ChunkedArray):
-        sample_ids = sample_ids.combine_chunks()
-    text = "".join(sample_ids.to_pylist())
-    return np.frombuffer(bytes.fromhex(text), dtype=">u8").astype(np.uint64).reshape(-1, 2)
+    array = sample_ids.combine_chunks() if isinstance(sample_ids, pa.ChunkedArray) else sample_ids
+    if not len(array):
+        return np.zeros((0, 2), np.uint64)
+    _, offsets, values = array.buffers()
+    first, last = np.frombuffer(offsets, np.int32)[[array.offset, array.offset + len(array)]]
+    return np.frombuffer(binascii.unhexlify(memoryview(values)[first:last]), ">u8").astype(np.uint64).reshape(-1, 2)
 
 
 def id_hex(words: Sequence[Any]) -> str:
@@ -79,9 +93,11 @@ def id_hex(words: Sequence[Any]) -> str:
     return f"{int(words[0]):016x}{int(words[1]):016x}"
 
 
-def is_held_out(words_N2: NDArray[np.uint64], fraction: float) -> NDArray[np.bool_]:
-    """The same samples in every arm and for every seed: those whose leading word lies below fraction * 2^64."""
-    return np.asarray(words_N2[:, 0] < np.uint64(min(int(fraction * 2**64), 2**64 - 1)))
+def is_held_out(sample_ids: pa.ChunkedArray | pa.Array, fraction: float) -> NDArray[np.bool_]:
+    """The same samples in every arm and for every seed: those whose leading 64 bits lie below fraction * 2^64."""
+    return np.asarray(
+        pc.less(sample_ids, f"{min(int(fraction * 2**64), 2**64 - 1):016x}").to_numpy(zero_copy_only=False)
+    )
 
 
 def draw(words_N2: NDArray[np.uint64], seed: int) -> NDArray[np.uint64]:

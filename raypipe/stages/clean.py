@@ -4,7 +4,8 @@ One map puts each part's sample_ids aside, sorted (`_ids/`, 16 bytes a row: whol
 for one); one task per bucket of leading bits finds the later rows; one map marks. Growth reads `_ids` of old parts, never
 their text.
 
-Columns: sample_id, status (ok, duplicate), evidence (of a duplicate: part and row of the first).
+Columns: sample_id, status (ok, duplicate), evidence (of a duplicate: part and row of the first), and those of ingest.carry, so that
+who wants them does not read the texts.
 """
 
 from __future__ import annotations
@@ -30,12 +31,12 @@ BUCKET_ROWS = 4_000_000  # of ids that one task sorts: about 300 MB
 
 
 def run(config: Config, inputs: Inputs, out: Folder) -> Result:
-    ids = inputs["ingest"].only("sample_id")
+    ids, samples = inputs["ingest"].only("sample_id"), inputs["ingest"].only("sample_id", *config.ingest.carry)
     todo = set(ids.parts) - set(out.list())
     if todo:
         map_parts(SortIds, [ids], out / "_ids", pool=Pool(), light=True)
         _put_duplicates(Table(out / "_ids", ids.parts), todo, inputs["ingest"].manifest["rows"], out / "_duplicates")
-    return Result(map_parts(Mark, [ids, Table(out / "_duplicates", ids.parts)], out, pool=Pool(), light=True))
+    return Result(map_parts(Mark, [samples, Table(out / "_duplicates", ids.parts)], out, pool=Pool(), light=True))
 
 
 class SortIds:
@@ -46,7 +47,7 @@ class SortIds:
 
 
 class Mark:
-    """`tables`: sample_ids of a part, and which of its rows are later duplicates, of what."""
+    """`tables`: sample_ids and carried columns of a part, and which of its rows are later duplicates, of what."""
 
     def __call__(self, tables: list[pa.Table]) -> pa.Table:
         samples, duplicates = tables
@@ -55,13 +56,16 @@ class Mark:
         rows = duplicates.column("row").to_numpy()
         status[rows] = "duplicate"
         evidence[rows] = duplicates.column("first").to_pylist()
-        return pa.table(
+        made = pa.table(
             {
                 "sample_id": samples.column("sample_id"),
                 "status": pa.array(status, pa.string()),
                 "evidence": pa.array(evidence, pa.string()),
             }
         )
+        for name in samples.column_names[1:]:
+            made = made.append_column(name, samples.column(name))
+        return made
 
 
 def find_duplicates(bucket: tuple[int, int], ids: Table) -> NDArray[np.int64]:

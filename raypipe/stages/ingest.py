@@ -3,7 +3,7 @@
 One task a slice, which streams it: memory is that of one part. The rejects of a part are put before the part, so whatever
 has its part has them too. The last part of a slice ends in `-end`, so one listing tells which slices are done.
 
-Columns: sample_id, source_uri, source_line (from 1), instruction, response.
+Columns: sample_id, source_uri, source_line (from 1), instruction, response, then those of ingest.carry, as text.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from raypipe.config import Columns, Config
+from raypipe.config import Config, Ingest
 from raypipe.errors import ConfigError, DataError
 from raypipe.items import map_items
 from raypipe.lake import Lake, Slice
@@ -55,7 +55,7 @@ def run(config: Config, inputs: Inputs, out: Folder) -> Result:
     log.info("%s: %d of %d files to make", out.name, len(todo), len(lake.slices))
     random.shuffle(todo)  # a second driver seldom takes the same file
     endpoint = config.storage.endpoint
-    task = partial(ingest_slice, out=out, columns=rule.columns, part_bytes=rule.part_bytes, endpoint=endpoint)
+    task = partial(ingest_slice, out=out, rule=rule, endpoint=endpoint)
     made = map_items(task, todo, label=out.name, name=lambda work: work.slice.uri)
     known = {footer["name"]: footer for footers in made for footer in footers}
     there = _by_slice(lake, out.list()) if todo else before
@@ -76,23 +76,22 @@ class Work:
         return f"part-{self.place:07d}-{number:04d}-{self.chain}{end}.parquet"
 
 
-def ingest_slice(
-    work: Work, *, out: Folder, columns: Columns, part_bytes: int, endpoint: str | None = None
-) -> list[Footer]:
+def ingest_slice(work: Work, *, out: Folder, rule: Ingest, endpoint: str | None = None) -> list[Footer]:
     """Footers of the parts made. Lines of parts that are there already are passed over unparsed."""
+    columns = rule.columns
     instruction, response = ((c,) if isinstance(c, str) else c for c in (columns.instruction, columns.response))
     there = _first_ones(sorted(name for name in out.list(f"part-{work.place:07d}-") if work.chain in name))
     if _is_whole(there):
         return []
     read = int(read_footer(out, there[-1])["inputs"]["last_line"]) if there else 0
-    buffer, number, footers = _Buffer(work.slice.uri, last_line=read), len(there), []
+    buffer, number, footers = _Buffer(work.slice.uri, rule.carry, last_line=read), len(there), []
     for line_number, line in _lines(work.slice, endpoint):
         if line_number <= read:
             continue
-        if buffer.num_bytes >= part_bytes:
+        if buffer.num_bytes >= rule.part_bytes:
             footers.append(buffer.commit(out, work.part_name(number)))
-            buffer, number = _Buffer(work.slice.uri), number + 1
-        buffer.add(line_number, line, parse_line(line, instruction, response))
+            buffer, number = _Buffer(work.slice.uri, rule.carry), number + 1
+        buffer.add(line_number, line, parse_line(line, instruction, response, rule.carry))
     return [*footers, buffer.commit(out, work.part_name(number, "-end"))]
 
 
@@ -101,6 +100,7 @@ class _Buffer:
     """Rows of the part that is being filled."""
 
     uri: str
+    carry: Sequence[str]
     last_line: int = 0
     rows: list[tuple[Any, ...]] = field(default_factory=list)
     rejects: list[tuple[Any, ...]] = field(default_factory=list)
@@ -113,8 +113,10 @@ class _Buffer:
             self.rejects.append((self.uri, line_number, found.reason, line[:RAW_BYTES]))
             self.num_bytes += min(len(line), RAW_BYTES)
         else:
-            self.rows.append((found.sample_id, self.uri, line_number, found.instruction, found.response))
-            self.num_bytes += len(found.instruction) + len(found.response)
+            self.rows.append(
+                (found.sample_id, self.uri, line_number, found.instruction, found.response, *found.carried)
+            )
+            self.num_bytes += len(found.instruction) + len(found.response) + sum(map(len, filter(None, found.carried)))
 
     def commit(self, out: Folder, part: str) -> Footer:
         seconds = time.perf_counter() - self.started
@@ -122,7 +124,8 @@ class _Buffer:
         if rejected:
             commit_part(out / "_rejected", part, _table(self.rejects, REJECTED_SCHEMA), counts=rejected)
         counts, inputs = rejected + Counter(ok=len(self.rows)), {"last_line": str(self.last_line)}
-        return commit_part(out, part, _table(self.rows, SCHEMA), counts=counts, seconds=seconds, inputs=inputs)[0]
+        schema = pa.schema([*SCHEMA, *((name, pa.string()) for name in self.carry)])
+        return commit_part(out, part, _table(self.rows, schema), counts=counts, seconds=seconds, inputs=inputs)[0]
 
 
 def _table(rows: Sequence[tuple[Any, ...]], schema: pa.Schema) -> pa.Table:

@@ -131,8 +131,10 @@ def _flow(inputs: Inputs) -> list[dict[str, Any]]:
 
 def _clusters(config: Config, inputs: Inputs, figures: Figures) -> list[dict[str, Any]]:
     sizes = inputs["cluster"].manifest["summary"]["cluster_sizes"]
-    by_cluster_rule = config.select.strategy in BY_CLUSTER
-    cuts = {cut["group"]: cut for cut in json.loads(inputs["select"].folder.read("cuts.json")) if by_cluster_rule}
+    cuts: dict[int, list[dict[str, Any]]] = {}
+    if config.select.strategy in BY_CLUSTER:
+        for cut in json.loads(inputs["select"].folder.read("cuts.json")):
+            cuts.setdefault(cut["cluster_id"], []).append(cut)
     texts, scored_K = _texts(inputs, figures.nearest), figures.ifd_KB.sum(1)
     by_cluster: dict[int, list[dict[str, Any]]] = {}
     for exemplar in figures.nearest:
@@ -142,9 +144,9 @@ def _clusters(config: Config, inputs: Inputs, figures: Figures) -> list[dict[str
         {
             "cluster_id": k,
             "size": sizes[k],
-            "eligible": cuts.get(k, {}).get("eligible"),
+            "eligible": sum(cut["eligible"] for cut in cuts[k]) if k in cuts else None,
             "selected": int(figures.selected_K[k]),
-            "cut_ifd": cuts.get(k, {}).get("last_kept_ifd"),
+            "cut_ifd": cuts[k][0]["cut_score"] if len(cuts.get(k, [])) == 1 else None,  # select.per makes several
             "median_ifd": median_of(figures.ifd_KB[k], FINE["ifd"]),
             "mean_sq_distance": float(figures.sq_distance_K[k] / scored_K[k]) if scored_K[k] else None,
             "exemplars": by_cluster.get(k, []),

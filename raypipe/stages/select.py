@@ -1,61 +1,86 @@
-"""Select: the top share of every cluster: a histogram fold, an exact-cut fold, then a map that marks. No join, no shuffle.
+"""Select: the top of every group: folds that find the cuts, then a map that marks. No join, no shuffle.
 
-Columns: sample_id, selected, reason: the first that applies of clean's status, held_out, score's status, ifd_too_high,
-below_cut, selected; beside the parts `cuts.json`.
+Columns: sample_id, selected, reason: the first that applies of clean's status, held_out, score's status, ifd_too_high, ifd_too_low,
+no_column_value, selected, below_cut; beside the parts `cuts.json`.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from raypipe.config import Config, Pool
+import pyarrow as pa
+
+from raypipe.config import Config, Pool, Select
 from raypipe.errors import DataError
 from raypipe.folds import shards
-from raypipe.ops.selection import CountKeys, Cut, GatherCut, Mark, Quota, cuts, quotas, score_of
-from raypipe.ops.text import id_hex
+from raypipe.ops.cuts import Cut, Group, find_cuts
+from raypipe.ops.selection import Gather, mark, quotas, score_of
+from raypipe.part import with_figures
 from raypipe.parts import map_parts
 from raypipe.stage import Inputs, Result
 from raypipe.store import Folder
 
 
 def run(config: Config, inputs: Inputs, out: Folder) -> Result:
-    tables = [
-        inputs["clean"].only("sample_id", "status"),
-        inputs["cluster"].only("cluster_id"),
-        inputs["score"].only("status", "ifd", "num_response_tokens"),
-    ]
     rule, seed = config.select, config.seed
+    carried = [name for name in (rule.column, rule.per) if name]
+    tables = [
+        inputs["clean"].only("sample_id", "status", *carried),
+        inputs["cluster"].only("cluster_id"),
+        inputs["score"].only("status", "ifd", "num_instruction_tokens", "num_response_tokens"),
+    ]
     with shards(tables, pool=Pool()) as held:
-        quota = quotas(held.fold(CountKeys(rule, seed)), rule.keep_fraction)
-        if not quota:
-            raise DataError(
-                f"select: no sample has a score below select.max_ifd={rule.max_ifd}. See the statuses in the score manifest, or raise it"
-            )
-        if not any(group.keep for group in quota.values()):
-            raise DataError(
-                f"select.keep_fraction: {rule.keep_fraction} of each of {len(quota)} groups of at most "
-                f"{max(group.eligible for group in quota.values())} samples keeps none. Raise it, or lower cluster.num_clusters"
-            )
-        found = cuts(quota, held.fold(GatherCut(rule, seed, quota)))
-    out.put(
-        "cuts.json",
-        json.dumps([_as_json(group, quota[group], found[group], rule.strategy) for group in quota], indent=1).encode(),
-    )
-    parts = map_parts(partial(Mark, rule, seed, found), tables, out, pool=Pool(), light=True)
+        cuts = find_cuts(partial(held.fold, of=Gather(rule, seed)), partial(quotas, rule), rule.num_tokens)
+    _check(config, cuts)
+    out.put("cuts.json", json.dumps([_as_json(*item, rule.strategy) for item in cuts.items()], indent=1).encode())
+    parts = map_parts(partial(Mark, rule, seed, cuts), tables, out, pool=Pool(), light=True)
     return Result(
-        parts, {"eligible": sum(q.eligible for q in quota.values()), "kept": sum(q.keep for q in quota.values())}
+        parts, {"eligible": sum(c.eligible for c in cuts.values()), "kept": sum(c.keep for c in cuts.values())}
     )
 
 
-def _as_json(group: int, quota: Quota, cut: Cut | None, strategy: str) -> dict[str, Any]:
-    """A group is a cluster, or 0 for strategies that know no clusters; `last_kept` is the sample at the cut."""
-    by_ifd = cut is not None and strategy in ("paper", "global_ifd")
+@dataclass(frozen=True)
+class Mark:
+    """A part's figure `kept_tokens` is of instructions and responses."""
+
+    select: Select
+    seed: int
+    cuts: Mapping[Group, Cut]
+
+    def __call__(self, tables: list[pa.Table]) -> pa.Table:
+        made, kept_tokens = mark(tables, self.select, self.seed, self.cuts)
+        return with_figures(made, kept_tokens=int(kept_tokens.sum()))
+
+
+def _check(config: Config, cuts: dict[Group, Cut]) -> None:
+    rule = config.select
+    if not cuts:
+        raise DataError(
+            f"select: no sample has an IFD of at least select.min_ifd={rule.min_ifd:g} and below select.max_ifd={rule.max_ifd:g}"
+            f"{f', and a number in {rule.column!r}' if rule.column else ''}. See the reasons in the score manifest, or widen the band"
+        )
+    if not any(cut.keep for cut in cuts.values()):
+        asked = {name: getattr(rule, name) for name in ("num_tokens", "num_samples", "keep_fraction")}
+        name, value = next((name, value) for name, value in asked.items() if value is not None)
+        raise DataError(
+            f"select.{name}: {value} of {len(cuts)} groups of at most {max(cut.eligible for cut in cuts.values())} samples keeps none. "
+            "Raise it, or lower cluster.num_clusters"
+        )
+
+
+def _as_json(group: Group, cut: Cut, strategy: str) -> dict[str, Any]:
+    """`cut_score` is what the first sample that was dropped has, by strategies that have a score."""
+    by_score = cut.keep < cut.eligible and "random" not in strategy
     return {
-        "group": group,
-        "eligible": quota.eligible,
-        "keep": quota.keep,
-        "last_kept": id_hex(cut.id_words) if cut else None,
-        "last_kept_ifd": score_of(cut.key) if cut and by_ifd else None,
+        "cluster_id": group[0],
+        "value": group[1],
+        "counted": cut.counted,
+        "eligible": cut.eligible,
+        "keep": cut.keep,
+        "at_least": f"{cut.at_least:048x}",
+        "cut_score": score_of(cut.at_least >> 128) if by_score else None,
     }

@@ -74,7 +74,8 @@ def test_held_out_is_a_fixed_share_and_draws_are_independent_of_it():
     """If the draw followed the held-out split, random baselines and k-means batches would be biased."""
     ids = pa.array([sample_id(str(n), "r") for n in range(20_000)])
     words = id_words(ids)
-    held_out = is_held_out(words, 0.1)
+    held_out = is_held_out(ids, 0.1)
+    assert held_out.tolist() == (words[:, 0] < np.uint64(int(0.1 * 2**64))).tolist()
     assert abs(held_out.mean() - 0.1) < 0.01
     draws = draw(words, 1) / 2**64
     assert abs(draws.mean() - 0.5) < 0.01 and abs(draws[held_out].mean() - 0.5) < 0.03
