@@ -1,6 +1,6 @@
 """The top 40 % of every cluster by score, ties by sample_id: our cuts beside polars, duckdb and pandas. One thread.
 
-    .venv/bin/python benchmarks/select.py            # about 15 minutes; 6 GB of disk; pandas takes 4 GB of memory
+    .venv/bin/python benchmarks/selection.py         # about 15 minutes; 6 GB of disk; pandas takes 4 GB of memory
 
 Everyone is given the same rows in an uncompressed Arrow file: sample_id (32 hex digits), cluster_id (of 100) and ifd (of which one in
 ten is 1 or more). Everyone writes one byte a row, whether it is kept, and the bytes must be equal. Ours goes over the file once a
@@ -11,26 +11,23 @@ sort by three columns; ranks within clusters, which leave ties in file order, ar
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
-sys.path.pop(0)  # this folder, whose `select` is not Python's
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 import argparse
 import json
 import os
 import statistics
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from functools import partial, reduce
 from operator import add
+from pathlib import Path
 from typing import Any
 
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["POLARS_MAX_THREADS"] = "1"
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
 import pyarrow as pa
@@ -223,7 +220,7 @@ def main() -> int:
         f"polars' CPU seconds over ours at {LOADED:.0e} rows": {"got": round(faster, 2), "goal": FASTER},
         "our memory at 1e+08 rows over that at 1e+06": {"got": round(grown, 2), "goal": MEMORY},
     }
-    record("select", {**where, "fraction": FRACTION, "clusters": CLUSTERS, "goals": goals, "runs": found})
+    record("selection", {**where, "fraction": FRACTION, "clusters": CLUSTERS, "goals": goals, "runs": found})
     for size in SIZES[:-1]:
         for way, runs in found.items():
             spent = sorted(run["cpu_s"] for run in runs[size])
