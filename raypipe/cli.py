@@ -9,7 +9,7 @@ import time
 from collections.abc import Sequence
 
 from raypipe import garbage, pipeline, progress, screen, stopping
-from raypipe.config_file import load_config
+from raypipe.config_file import load_config, load_configs
 from raypipe.doctor import checks
 from raypipe.errors import RaypipeError, Stopped
 from raypipe.s3 import patience
@@ -33,19 +33,29 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(options: argparse.Namespace) -> None:
     started = time.monotonic()
-    config = load_config(options.config, options.overrides)
+    configs = load_configs(options.config, options.overrides)
     with stopping.listening():
-        done = pipeline.run(config, from_stage=options.from_stage, until=options.until, repair=options.repair)
-    seconds = time.monotonic() - started
-    print(_shown(done), f"done in {screen.duration(seconds)}", screen.summary(*_found(done)), sep="\n")
+        done = pipeline.run_all(configs, from_stage=options.from_stage, until=options.until, repair=options.repair)
+    seconds = screen.duration(time.monotonic() - started)
+    if len(done) == 1:
+        print(_shown(done[0]), f"done in {seconds}", screen.summary(*_found(done[0])), sep="\n")
+    else:
+        print(*map(_shown_run, done), f"done in {seconds}", *screen.kept(done), sep="\n\n")
+
+
+def _shown_run(planned: pipeline.Plan) -> str:
+    return "\n".join(
+        [f"run {planned.config.name}", progress.stage_table(*_found(planned)), screen.summary(*_found(planned))]
+    )
 
 
 def _plan(options: argparse.Namespace) -> None:
     with patience(pipeline.PLAN_PATIENCE_S):
-        planned = pipeline.plan(load_config(options.config, options.overrides), options.from_stage)
-        if options.measure and not planned["score"].done:
-            pipeline.measure(planned)
-        print(_shown(planned), *screen.cost_words(planned), sep="\n")
+        for config in load_configs(options.config, options.overrides):
+            planned = pipeline.plan(config, options.from_stage)
+            if options.measure and not planned["score"].done:
+                pipeline.measure(planned)
+            print(_shown(planned), *screen.cost_words(planned), sep="\n")
 
 
 def _status(options: argparse.Namespace) -> None:

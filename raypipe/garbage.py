@@ -21,8 +21,8 @@ from dataclasses import dataclass
 
 from raypipe.errors import ConfigError
 from raypipe.local import Local
-from raypipe.pipeline import recorded_runs
 from raypipe.recipes import STAGE_NAMES
+from raypipe.records import recorded_runs
 from raypipe.screen import aligned, size
 from raypipe.store import Folder, Found
 

@@ -10,24 +10,21 @@ from __future__ import annotations
 import json
 import logging
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from raypipe import cost, stopping
 from raypipe.config import Config
-from raypipe.errors import ConfigError, DataError
+from raypipe.errors import ConfigError
 from raypipe.identity import pinned_model, resolved_backend
 from raypipe.lake import Lake, list_lake
 from raypipe.part import Table
 from raypipe.recipes import STAGE_NAMES, STAGES
-from raypipe.s3 import arrow_filesystem, patience
+from raypipe.s3 import patience
 from raypipe.session import ray_session
 from raypipe.stage import Inputs, Stage, folder_name, manifest_name, open_table, read_manifest, recipe, run_stage
 from raypipe.store import Folder, storage_of
-
-if TYPE_CHECKING:
-    from pyarrow.dataset import Dataset
 
 log = logging.getLogger("raypipe")
 PLAN_PATIENCE_S = 20.0  # of a person who waits for the plan
@@ -109,28 +106,49 @@ def run(config: Config, *, from_stage: str | None = None, until: str | None = No
     """Run what is left of the stages up to `until`; returns the plan as it then is.
 
     `repair` names a stage whose parts are first checked, and made again where they are damaged.
+    """
+    return run_all([config], from_stage=from_stage, until=until, repair=repair)[0]
 
-    Whatever storage refuses, it refuses before Ray starts: planning lists and reads, and naming the run's folders writes.
+
+def run_all(
+    configs: Sequence[Config], *, from_stage: str | None = None, until: str | None = None, repair: str | None = None
+) -> list[Plan]:
+    """As `run`, one after the other, with one start of Ray; what they share is made once.
+
+    Whatever storage refuses, it refuses before Ray starts: planning lists and reads, and naming the runs' folders writes.
     """
     _check_names(until, repair)
+    wanted = STAGE_NAMES[: STAGE_NAMES.index(until) + 1] if until else STAGE_NAMES
     with patience(PLAN_PATIENCE_S):
-        planned = plan(config, from_stage)
-        wanted = planned.stages[: STAGE_NAMES.index(until) + 1] if until else planned.stages
-        due = repair is not None or any(not step.done for step in wanted)
-        if planned["score"] in wanted and not planned["score"].done:
-            _check_budget(planned)
-        _check_lake_can_be_read(planned)
-        _record(planned, rewrite=due)
-    if due:
-        with ray_session():
-            if repair:
-                from raypipe.repair import remove_damaged
+        plans = [_prepared(config, from_stage, wanted, repair) for config in configs]
+    if not any(_is_due(planned, wanted, repair) for planned in plans):
+        return plans
+    with ray_session():
+        return [_carried_out(planned, wanted, repair) for planned in plans]
 
-                remove_damaged(planned[repair].folder)
-                planned = planned.having(repair, read_manifest(planned[repair].folder, planned.lake.digest))
-            for name in [step.stage.name for step in wanted]:
-                stopping.check(planned.config.storage.root)
-                planned = planned.having(name, _finished(planned, planned[name]))
+
+def _prepared(config: Config, from_stage: str | None, wanted: Sequence[str], repair: str | None) -> Plan:
+    planned = plan(config, from_stage)
+    if "score" in wanted and not planned["score"].done:
+        _check_budget(planned)
+    _check_lake_can_be_read(planned)
+    _record(planned, rewrite=_is_due(planned, wanted, repair))
+    return planned
+
+
+def _is_due(planned: Plan, wanted: Sequence[str], repair: str | None) -> bool:
+    return repair is not None or not all(planned[name].done for name in wanted)
+
+
+def _carried_out(planned: Plan, wanted: Sequence[str], repair: str | None) -> Plan:
+    if repair:
+        from raypipe.repair import remove_damaged
+
+        remove_damaged(planned[repair].folder)
+        planned = planned.having(repair, read_manifest(planned[repair].folder, planned.lake.digest))
+    for name in wanted:
+        stopping.check(planned.config.storage.root)
+        planned = planned.having(name, _finished(planned, planned[name]))
     return planned
 
 
@@ -172,48 +190,6 @@ def _finished(planned: Plan, step: Planned) -> Mapping[str, Any]:
     return (
         there or run_stage(step.stage, step.recipe, planned.config, _inputs(planned, step.stage), step.folder).manifest
     )
-
-
-def read(root: str, stage: str, run: str | None = None, *, endpoint: str | None = None) -> Dataset:
-    """A stage's parts as a pyarrow dataset; `run` is needed where several runs share the root."""
-    import pyarrow.dataset as ds  # here, because it loads pandas
-
-    place = Folder.at(root, endpoint)
-    runs = recorded_runs(place)
-    if not runs or (run is None and len(runs) > 1) or (run is not None and run not in runs):
-        raise ConfigError(f"{root}: got run {run!r}, wanted one of {sorted(runs)}. Pass run=NAME")
-    record = runs[run or next(iter(runs))]
-    if stage not in record["folders"]:
-        raise ConfigError(f"{root}: got stage {stage!r}, wanted one of {', '.join(STAGE_NAMES)}")
-    folder = place / record["folders"][stage]
-    manifest = read_manifest(folder, record["lake"])
-    if manifest is None:
-        raise ConfigError(
-            f"{folder.uri(manifest_name(record['lake']))} is missing: {stage} is not finished. Run it first"
-        )
-    uris = [folder.uri(part) for part in open_table(folder, manifest).parts]
-    if not root.startswith("s3://"):
-        return ds.dataset(uris, format="parquet")
-    return ds.dataset(
-        [uri.removeprefix("s3://") for uri in uris], format="parquet", filesystem=arrow_filesystem(endpoint)
-    )
-
-
-def recorded_runs(root: Folder) -> dict[str, dict[str, Any]]:
-    """By name. DataError for a file that is no run's record."""
-    runs = root / "runs"
-    names = [name for name in runs.list() if name.endswith(".json")]
-    return {name.removesuffix(".json"): _parsed(runs.uri(name), runs.read(name)) for name in names}
-
-
-def _parsed(uri: str, data: bytes) -> dict[str, Any]:
-    try:
-        record = json.loads(data)
-        if {"lake", "folders"} <= record.keys():
-            return dict(record)
-    except (ValueError, AttributeError):
-        pass
-    raise DataError(f"{uri}: got something else, wanted a run's record. Run its config again, or remove the file")
 
 
 def _inputs(planned: Plan, stage: Stage) -> Inputs:

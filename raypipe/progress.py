@@ -12,7 +12,7 @@ from typing import Any
 
 from raypipe.cost import MEASURED
 from raypipe.owner import TAKE_OVER_S
-from raypipe.pipeline import recorded_runs
+from raypipe.records import recorded_runs
 from raypipe.screen import Manifests, aligned, duration, summary
 from raypipe.stage import read_manifest
 from raypipe.store import Folder
