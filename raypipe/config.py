@@ -112,10 +112,13 @@ class Score(Section):
     )
 
 
+SIZES = ("keep_fraction", "num_samples", "num_tokens")
+
+
 class Select(Section):
     strategy: Literal["paper", "global_ifd", "random", "cluster_random", "longest", "column"] = "paper"
     column: str | None = None  # of ingest.carry: what strategy column takes the highest of
-    keep_fraction: Annotated[float, Field(gt=0, le=1)] = 0.4  # of each cluster's samples with min_ifd <= IFD < max_ifd
+    keep_fraction: Annotated[float, Field(gt=0, le=1)] | None = 0.4  # of each cluster's samples in the band of IFD
     fraction_of: Literal["survivors", "cluster"] = "survivors"  # cluster: of all its samples, as far as survivors last
     num_samples: Positive | None = None  # instead of a fraction: in all, each cluster in proportion to its survivors
     num_tokens: Positive | None = None  # the same in tokens, instruction and response, as score counts them
@@ -124,16 +127,23 @@ class Select(Section):
     max_ifd: Annotated[float, Field(gt=0)] = 1.0  # exclusive
     held_out_fraction: Fraction01 = 0.01  # of samples, by hash of sample_id
 
+    @model_validator(mode="before")
+    @classmethod
+    def _no_default_beside(cls, keys: Any) -> Any:
+        given = isinstance(keys, dict) and any(keys.get(name) is not None for name in SIZES[1:])
+        return {"keep_fraction": None, **keys} if given else keys
+
     @model_validator(mode="after")
     def _coherent(self) -> Select:
         if (self.strategy == "column") != (self.column is not None):
             raise ValueError("strategy column and a column go together: give both or neither")
-        sizes = [name for name in ("num_samples", "num_tokens") if getattr(self, name) is not None]
-        sizes += sorted({"keep_fraction", "fraction_of"} & self.model_fields_set) if sizes else []
-        if len(sizes) > 1:
+        given = [name for name in SIZES if getattr(self, name) is not None]
+        if len(given) != 1:
             raise ValueError(
-                f"{' and '.join(sizes)} say how much to keep: give one of keep_fraction, num_samples, num_tokens"
+                f"got {' and '.join(given) or 'none'} of {', '.join(SIZES)}, wanted one: each says how much to keep"
             )
+        if self.keep_fraction is None and self.fraction_of == "cluster":
+            raise ValueError(f"fraction_of says what keep_fraction is of: leave it out with {given[0]}")
         if self.min_ifd >= self.max_ifd:
             raise ValueError(f"no IFD is at least min_ifd={self.min_ifd:g} and below max_ifd={self.max_ifd:g}")
         return self

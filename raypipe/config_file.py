@@ -129,8 +129,11 @@ def _fault(fault: Any) -> str:
         return f"{key}: unknown key" + (f". Did you mean {near}?" if near else "")
     if fault["type"] == "missing":
         return f"{key}: missing, and has no default. Add it"
+    message = fault["msg"].removeprefix("Value error, ")
+    if isinstance(fault["input"], dict):  # of several keys together
+        return ": ".join(filter(None, [key, message]))
     got = "" if names[-1] == "endpoint" else f", got {json.dumps(fault['input'])}"  # it may hold a password
-    return f"{key}: {fault['msg']}{got}"
+    return f"{key}: {message}{got}"
 
 
 def _nearest(names: list[str]) -> str | None:

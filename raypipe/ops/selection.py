@@ -143,6 +143,7 @@ def quotas(
         return np.array([select.num_tokens * mine // max(whole, 1) for mine in tokens], np.int64)
     if select.num_samples is not None:
         return np.array(shares(min(select.num_samples, int(eligible_G.sum())), eligible_G.tolist()), np.int64)
+    assert select.keep_fraction is not None  # one of three is given
     kept_G = np.array([num_kept(select.keep_fraction, counted) for counted in counted_G.tolist()], np.int64)
     return np.minimum(kept_G, eligible_G)
 

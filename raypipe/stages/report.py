@@ -84,9 +84,7 @@ def _heading(config: Config, inputs: Inputs) -> dict[str, Any]:
         "versions": versions,
         "root": config.storage.root,
         "folders": {name: table.folder.name for name, table in inputs.tables.items()},
-        "strategy": config.select.strategy,
-        "keep_fraction": config.select.keep_fraction,
-        "max_ifd": config.select.max_ifd,
+        **config.select.model_dump(mode="json"),
     }
 
 

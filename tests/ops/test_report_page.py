@@ -220,6 +220,21 @@ def test_sentence_carries_the_numbers() -> None:
     assert "changed by \u22120.120 ± 0.010 nats per token" in text and "more than two standard errors" in text
 
 
+@pytest.mark.parametrize(
+    ("keys", "said"),
+    [
+        ({"strategy": "cluster_random"}, "of each cluster the 40 % drawn at random"),
+        ({"keep_fraction": None, "num_samples": 5000}, "in each cluster its share of 5,000 samples, with the highest IFD below 1"),
+        ({"strategy": "global_ifd", "keep_fraction": None, "num_tokens": 10**6, "min_ifd": 0.3},
+         "over all clusters 1,000,000 tokens with the highest IFD from 0.3 up to 1"),
+        ({"strategy": "column", "column": "quality", "per": "language"}, "the 40 % with the highest quality, in every language"),
+    ],
+)  # fmt: skip
+def test_every_rule_has_its_words(keys, said) -> None:
+    """Who reads a report a year later must learn from it what was kept."""
+    assert f"were kept ({said}); " in Page(report_page.render(make_report() | keys)).text()
+
+
 def test_unknown_strategy_and_reason_are_shown_by_name() -> None:
     """New strategies come before their words do."""
     report = make_report() | {"strategy": "by_moon"}

@@ -293,12 +293,22 @@ def test_a_group_too_small_for_its_fraction_keeps_nothing():
         ({"strategy": "best"}, "strategy"),
         ({"strategy": "column"}, "go together"),
         ({"column": "quality"}, "go together"),
-        ({"num_samples": 5, "num_tokens": 5}, "num_samples and num_tokens say how much"),
-        ({"num_samples": 5, "keep_fraction": 0.4}, "give one of"),
-        ({"num_tokens": 5, "fraction_of": "cluster"}, "give one of"),
+        (
+            {"num_samples": 5, "num_tokens": 5},
+            "got num_samples and num_tokens of keep_fraction, num_samples, num_tokens, wanted one",
+        ),
+        ({"num_samples": 5, "keep_fraction": 0.4}, "got keep_fraction and num_samples of"),
+        ({"keep_fraction": None}, "got none of"),
+        ({"num_tokens": 5, "fraction_of": "cluster"}, "leave it out with num_tokens"),
         ({"min_ifd": 1.0}, "no IFD is at least"),
     ],
 )
 def test_contradictions_are_refused(keys, said):
     with pytest.raises(ValueError, match=said):
         Select(**keys)
+
+
+def test_a_budget_takes_the_place_of_the_default_fraction():
+    """Also when a recorded config, with every key, is read again."""
+    config = Select(num_tokens=5)
+    assert config.keep_fraction is None and Select.model_validate_json(config.model_dump_json()) == config
