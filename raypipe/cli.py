@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from raypipe import garbage, pipeline, progress, screen, stopping
 from raypipe.config_file import load_config, load_configs
 from raypipe.doctor import checks
-from raypipe.errors import RaypipeError, Stopped
+from raypipe.errors import ConfigError, RaypipeError, Stopped
+from raypipe.explanation import explain
 from raypipe.s3 import patience
 from raypipe.store import Folder
 
@@ -61,6 +62,19 @@ def _plan(options: argparse.Namespace) -> None:
 def _status(options: argparse.Namespace) -> None:
     with patience(pipeline.PLAN_PATIENCE_S):
         print(progress.status(Folder.at(options.root, options.endpoint)))
+
+
+def _explain(options: argparse.Namespace) -> None:
+    ids = [word for word in options.overrides if "=" not in word]
+    config = load_config(options.config, [word for word in options.overrides if "=" in word])
+    given = [*ids, *filter(None, [options.text])]
+    if len(given) != 1:
+        raise ConfigError(f"explain: got {' '.join(given) or 'nothing'}, wanted one SAMPLE_ID, or --text TEXT")
+    words = {"sample_id": None if options.text else ids[0], "text": options.text, "endpoint": config.storage.endpoint}
+    with patience(pipeline.PLAN_PATIENCE_S):
+        said = explain(config.storage.root, config.name, **words)
+    lines = [(stage * (n == 0), line) for stage, words in said for n, line in enumerate(words.splitlines())]
+    print(screen.aligned(lines))
 
 
 def _sweep_k(options: argparse.Namespace) -> None:
@@ -135,13 +149,18 @@ def _parser() -> argparse.ArgumentParser:
     plan.set_defaults(verb=_plan)
     sweep_k = verbs.add_parser("sweep-k", help="how many clusters? Fits several k on a sample of the embeddings")
     sweep_k.set_defaults(verb=_sweep_k)
+    explain = verbs.add_parser("explain", help="what happened to a sample at every stage, in words")
+    explain.add_argument("--text", metavar="TEXT", help="words of its instruction, in place of its id")
+    explain.set_defaults(verb=_explain)
     doctor = verbs.add_parser("doctor", help="versions, accelerators, credentials, reach of every path of a config")
     doctor.set_defaults(verb=_doctor)
-    for with_config in (run, plan, sweep_k, doctor):
+    for with_config in (run, plan, sweep_k, explain, doctor):
         with_config.add_argument(
             "config", metavar="CONFIG", help="YAML file", nargs="?" if with_config is doctor else None
         )
-        words = "K | key.path=value" if with_config is sweep_k else "key.path=value"
+        words = {sweep_k: "K | key.path=value", explain: "SAMPLE_ID | key.path=value"}.get(
+            with_config, "key.path=value"
+        )
         with_config.add_argument("overrides", nargs="*", metavar=words, help="a value is YAML")
     for whole in (run, plan):
         whole.add_argument(

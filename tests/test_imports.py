@@ -75,6 +75,7 @@ MAY_IMPORT = {  # of raypipe, beside itself; a module that is not here may impor
     },
     "screen": {"cost", "identity", "ops", "pipeline", "store"},
     "records": {"errors", "recipes", "s3", "stage", "store"},
+    "explanation": {"config", "errors", "ops", "part", "records", "stage", "store"},
     "progress": {"cost", "owner", "records", "screen", "stage", "store"},
     "sweep": {
         "config",

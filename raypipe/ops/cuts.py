@@ -10,6 +10,7 @@ N rows, G groups, B buckets, M measures: rows, and where a quota is in tokens, t
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -23,6 +24,7 @@ from raypipe.ops.text import id_words
 
 LEVELS = [(word, high, low) for word in range(3) for high, low in pairwise((64, 52, 44, 36, 28, 20, 12, 0))]
 GATHER_ROWS = 100_000
+RANK_BITS = 20  # 256 buckets an octave: a rank is known to some thousandths of its group
 
 Group = tuple[int, str]  # cluster_id, and the value of select.per
 Fold = Callable[[Callable[["Rows"], Any]], Any]  # sums a function of Rows over all of them
@@ -166,8 +168,7 @@ class Open:
 
     def inside(self, rows: Rows) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Places of the rows inside, and of their groups."""
-        known = {group: n for n, group in enumerate(self.groups)}
-        group_N = np.array([*(known.get(group, -1) for group in rows.groups), -1], np.int64)[rows.group_N]
+        group_N = _places(rows, self.groups)
         places = np.flatnonzero(np.append(self.open_G, False)[group_N])
         word, high, _ = LEVELS[self.level]
         for n in range(word + (high < 64)):
@@ -200,6 +201,48 @@ class Count:
 
 
 @dataclass(frozen=True)
+class Keys:
+    """How many eligible rows have each leading RANK_BITS of a key: `cell` is the place of a group and these bits, ascending."""
+
+    cell_C: NDArray[np.int64]
+    count_C: NDArray[np.int64]
+
+    def __add__(self, other: Keys) -> Keys:
+        cell_C, place = np.unique(np.concatenate([self.cell_C, other.cell_C]), return_inverse=True)
+        counts = np.concatenate([self.count_C, other.count_C])
+        return Keys(cell_C, np.bincount(place, counts, len(cell_C)).astype(np.int64))
+
+    def to_bytes(self) -> bytes:
+        np.savez_compressed(buffer := io.BytesIO(), **vars(self))
+        return buffer.getvalue()
+
+    @staticmethod
+    def of_bytes(data: bytes) -> Keys:
+        with np.load(io.BytesIO(data), allow_pickle=False) as saved:
+            return Keys(saved["cell_C"], saved["count_C"])
+
+    def rank(self, group: int, key: int) -> tuple[int, int]:
+        """The best and the worst rank in its group, from 1, that a row with this key may have."""
+        first = group << RANK_BITS | key >> (64 - RANK_BITS)
+        above, inside = (
+            int(self.count_C[(self.cell_C >= low) & (self.cell_C < high)].sum())
+            for low, high in ((first + 1, (group + 1) << RANK_BITS), (first, first + 1))
+        )
+        return above + 1, above + max(inside, 1)
+
+
+@dataclass(frozen=True)
+class CountKeys:
+    groups: tuple[Group, ...]
+
+    def __call__(self, rows: Rows) -> Keys:
+        places = np.flatnonzero(rows.group_N >= 0)
+        group_N = _places(rows, self.groups)[places]
+        cell_N = group_N << RANK_BITS | (rows.key_N[places] >> np.uint64(64 - RANK_BITS)).astype(np.int64)
+        return Keys(*np.unique(cell_N, return_counts=True))
+
+
+@dataclass(frozen=True)
 class Inside:
     """Rows of opened buckets: the places of their groups, their words and tokens."""
 
@@ -219,6 +262,12 @@ class Pick:
     def __call__(self, rows: Rows) -> Inside:
         places, group = self.opened.inside(rows)
         return Inside(group, np.stack([rows.word(n, places) for n in range(3)]), rows.tokens_N[places])
+
+
+def _places(rows: Rows, groups: tuple[Group, ...]) -> NDArray[np.int64]:
+    """[N] the place in `groups` of each row's group, or -1."""
+    known = {group: n for n, group in enumerate(groups)}
+    return np.array([*(known.get(group, -1) for group in rows.groups), -1], np.int64)[rows.group_N]
 
 
 def _count(cell_N: NDArray[np.int64], tokens_N: NDArray[np.int64] | None, size: int) -> list[NDArray[np.int64]]:

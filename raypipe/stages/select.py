@@ -1,7 +1,8 @@
 """Select: the top of every group: folds that find the cuts, then a map that marks. No join, no shuffle.
 
 Columns: sample_id, selected, reason: the first that applies of clean's status, held_out, score's status, ifd_too_high, ifd_too_low,
-no_column_value, selected, below_cut; beside the parts `cuts.json`.
+no_column_value, selected, below_cut; beside the parts `cuts.json`, and `ranks.npz`: how many samples of each of its groups have which
+leading bits of a key.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import pyarrow as pa
 from raypipe.config import Config, Pool, Select
 from raypipe.errors import DataError
 from raypipe.folds import shards
-from raypipe.ops.cuts import Cut, Group, find_cuts
+from raypipe.ops.cuts import CountKeys, Cut, Group, find_cuts
 from raypipe.ops.selection import Gather, mark, quotas, score_of
 from raypipe.part import with_figures
 from raypipe.parts import map_parts
@@ -34,8 +35,10 @@ def run(config: Config, inputs: Inputs, out: Folder) -> Result:
         inputs["score"].only("status", "ifd", "num_instruction_tokens", "num_response_tokens"),
     ]
     with shards(tables, pool=Pool()) as held:
-        cuts = find_cuts(partial(held.fold, of=Gather(rule, seed)), partial(quotas, rule), rule.num_tokens)
-    _check(config, cuts)
+        fold = partial(held.fold, of=Gather(rule, seed))
+        cuts = find_cuts(fold, partial(quotas, rule), rule.num_tokens)
+        _check(config, cuts)
+        out.put("ranks.npz", fold(CountKeys(tuple(cuts))).to_bytes())
     out.put("cuts.json", json.dumps([_as_json(*item, rule.strategy) for item in cuts.items()], indent=1).encode())
     parts = map_parts(partial(Mark, rule, seed, cuts), tables, out, pool=Pool(), light=True)
     return Result(
