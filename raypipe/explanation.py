@@ -23,7 +23,7 @@ from raypipe.config import Config, Select
 from raypipe.errors import ConfigError, DataError
 from raypipe.ops.cuts import Keys
 from raypipe.ops.selection import BY_CLUSTER, HELD_OUT, SELECTED, view
-from raypipe.part import THREADS, Table
+from raypipe.part import THREADS, UNREADABLE, Table, damaged
 from raypipe.records import recorded_runs
 from raypipe.stage import open_table, read_manifest
 from raypipe.store import Folder
@@ -93,7 +93,10 @@ def _find(table: Table, column: str, matches: Callable[[pa.ChunkedArray], pa.Chu
             small = file.seek(0, io.SEEK_END) <= SMALL_BYTES
             file.seek(0)
             source = pa.BufferReader(file.read()) if small else file
-            hits = matches(pq.ParquetFile(source).read([column]).column(0))
+            try:
+                hits = matches(pq.ParquetFile(source).read([column]).column(0))
+            except UNREADABLE as error:
+                raise damaged(table.folder, part, f"it cannot be read ({error})") from error
         return [Place(part, row) for row in np.flatnonzero(pc.fill_null(hits, False).to_numpy()).tolist()]
 
     with ThreadPoolExecutor(THREADS) as threads:
@@ -101,15 +104,19 @@ def _find(table: Table, column: str, matches: Callable[[pa.ChunkedArray], pa.Chu
 
 
 def _with_text(ingest: Table, text: str) -> str:
-    places = _find(ingest, "instruction", lambda column: pc.match_substring(column, text))[: MATCHES + 1]
-    rows = [_row(ingest.only("sample_id", "instruction"), place) for place in places]
-    ids = {str(row["sample_id"]): row["instruction"] for row in rows}
+    ids: dict[str, str] = {}
+    for place in _find(ingest, "instruction", lambda column: pc.match_substring(column, text)):
+        row = _row(ingest.only("sample_id", "instruction"), place)
+        ids[str(row["sample_id"])] = row["instruction"]
+        if len(ids) > MATCHES:
+            break
     if len(ids) == 1:
         return next(iter(ids))
     if not ids:
         raise DataError(f"explain: no instruction holds {text!r}. Upper and lower case count, and so does every space")
     named = "\n  ".join(f"{found}  {_short(instruction)}" for found, instruction in list(ids.items())[:MATCHES])
-    raise DataError(f"explain: {len(ids)} samples or more hold {text!r}. Give more words, or one of\n  {named}")
+    count = f"more than {MATCHES}" if len(ids) > MATCHES else len(ids)
+    raise DataError(f"explain: {count} samples hold {text!r}. Give more words, or one of\n  {named}")
 
 
 def _row(table: Table, place: Place) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 
 import pyarrow as pa
 import pytest
@@ -90,7 +91,7 @@ def test_by_the_command_line_and_by_text(finished, rows):
         ([row["ingest.sample_id"][:5]], 2, "wanted a sample_id of 32"),
         ([], 2, "wanted one SAMPLE_ID, or --text TEXT"),
         (["f" * 32], 3, "no row of"),
-        (["--text", "e"], 3, "samples or more hold 'e'"),
+        (["--text", "e"], 3, "more than 10 samples hold 'e'"),
         (["--text", "no instruction says this"], 3, "no instruction holds"),
         (["f" * 32, "name=other"], 2, "got run 'other', wanted one of ['test"),
     ):
@@ -130,6 +131,16 @@ def test_on_s3_it_reads_clean_and_the_samples_own_parts(finished, rows, tmp_path
     for path, stage in zip(parts, ("ingest", "clean", "cluster", "score", "select"), strict=True):
         assert 0 < spent[stage] <= most[stage] * path.stat().st_size + (scanned if stage == "clean" else 0)
     assert not any(spent[stage] for stage in ("embed", "pack", "train", "report"))
+
+
+def test_a_damaged_part_is_named(finished, rows, tmp_path):
+    """Bytes that storage changed must not end as a traceback, nor as another sample's story."""
+    root = tmp_path / "root"
+    shutil.copytree(finished[0] / "root", root)
+    part = sorted((root / recorded_runs(Folder(str(root)))["test"]["folders"]["clean"]).glob("part-*"))[2]
+    part.write_bytes(part.read_bytes()[:-40] + bytes(40))
+    with pytest.raises(DataError, match=rf"{part.name}: it cannot be read .*--repair clean"):
+        explain(str(root), "test", sample_id=rows[0]["ingest.sample_id"])
 
 
 def test_needs_what_it_explains(tmp_path):
