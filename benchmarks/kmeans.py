@@ -189,11 +189,7 @@ def table(cases: Mapping[str, Any]) -> None:
         print(f"\n{name}: CPU s to 1 % of Lloyd's, and end to end (inertia / Lloyd's)")
         for who in dict.fromkeys([*case["fit_s"], *case["end_to_end"]]):
             spent, whole = case["fit_s"].get(who), case["end_to_end"].get(who)
-            fit = (
-                f"{seconds(sorted(spent, key=lambda s: s or np.inf)[len(spent) // 2]):>10} {spread(spent)}"
-                if spent
-                else ""
-            )
+            fit = f"{seconds(None if np.isinf(middle(spent)) else middle(spent)):>10} {spread(spent)}" if spent else ""
             end = (
                 f"{middle(whole['cpu_s']):8.2f} s {spread(whole['cpu_s'])} at {middle(whole['ratio']):.4f}"
                 if whole
