@@ -9,6 +9,7 @@ import time
 from collections.abc import Sequence
 
 from raypipe import garbage, pipeline, progress, screen, stopping
+from raypipe.config import Config
 from raypipe.config_file import load_config, load_configs
 from raypipe.doctor import checks
 from raypipe.errors import ConfigError, RaypipeError, Stopped
@@ -65,8 +66,7 @@ def _status(options: argparse.Namespace) -> None:
 
 
 def _explain(options: argparse.Namespace) -> None:
-    ids = [word for word in options.overrides if "=" not in word]
-    config = load_config(options.config, [word for word in options.overrides if "=" in word])
+    ids, config = _words_and_config(options)
     given = [*ids, *filter(None, [options.text])]
     if len(given) != 1:
         raise ConfigError(f"explain: got {' '.join(given) or 'nothing'}, wanted one SAMPLE_ID, or --text TEXT")
@@ -80,10 +80,15 @@ def _explain(options: argparse.Namespace) -> None:
 def _sweep_k(options: argparse.Namespace) -> None:
     from raypipe import sweep
 
-    numbers = [word for word in options.overrides if "=" not in word]
-    config = load_config(options.config, [word for word in options.overrides if "=" in word])
+    numbers, config = _words_and_config(options)
     with stopping.listening():
         print(sweep.shown(*sweep.sweep(config, numbers)))
+
+
+def _words_and_config(options: argparse.Namespace) -> tuple[list[str], Config]:
+    """Of a verb that takes words of its own beside overrides."""
+    overrides = [word for word in options.overrides if "=" in word]
+    return [word for word in options.overrides if "=" not in word], load_config(options.config, overrides)
 
 
 def _gc(options: argparse.Namespace) -> None:

@@ -46,8 +46,7 @@ def explain(
 
     ConfigError for what is no id, or an unknown run; DataError where no row has it, or several samples have the text.
     """
-    place_of_runs = Folder.at(root, endpoint)
-    tables = _tables(place_of_runs, run)
+    tables = _tables(Folder.at(root, endpoint), run)
     if text is not None:
         sample_id = _with_text(tables["ingest"], text)
     elif not re.fullmatch("[0-9a-f]{32}", sample_id or ""):
@@ -62,7 +61,7 @@ def explain(
     place = _first(tables["clean"], found)
     said = [("ingest", _ingested(tables["ingest"], place)), ("clean", _cleaned(tables, found, place))]
     if "cluster" in tables:
-        said.append(("cluster", _clustered(place_of_runs, run, tables["cluster"], place)))
+        said.append(("cluster", _clustered(tables, place)))
     if "score" in tables:
         said.append(("score", _scored(tables["score"], place)))
     if "select" in tables:
@@ -149,7 +148,8 @@ def _cleaned(tables: Mapping[str, Table], found: Sequence[Place], place: Place) 
     return f"a sample: no earlier row has its texts{lines}"
 
 
-def _clustered(root: Folder, run: str, cluster: Table, place: Place) -> str:
+def _clustered(tables: Mapping[str, Table], place: Place) -> str:
+    cluster = tables["cluster"]
     row, sizes = _row(cluster, place), cluster.manifest["summary"]["cluster_sizes"]
     if row["cluster_id"] is None:
         return "in none, as it is no sample"
@@ -157,14 +157,13 @@ def _clustered(root: Folder, run: str, cluster: Table, place: Place) -> str:
         f"cluster {row['cluster_id']} of {len(sizes)}, with {sizes[row['cluster_id']]:,} samples; squared distance {row['sq_distance']:.3f} "
         f"to its centre, {cluster.manifest['summary']['inertia']:.3f} over all samples"
     )
-    exemplars = _exemplars(root, run, row["cluster_id"])
+    exemplars = _exemplars(tables, row["cluster_id"])
     return said + "".join(f"\nnear the centre: {_short(text)}" for text in exemplars)
 
 
-def _exemplars(root: Folder, run: str, cluster_id: int) -> list[str]:
-    """Those of the report, where there is one."""
-    report = (root / recorded_runs(root)[run]["folders"]["report"]).find("report.json")
-    clusters = json.loads(report)["clusters"] if report else []
+def _exemplars(tables: Mapping[str, Table], cluster_id: int) -> list[str]:
+    """Those of the report, where it is finished."""
+    clusters = json.loads(tables["report"].folder.read("report.json"))["clusters"] if "report" in tables else []
     return [
         one["instruction"]
         for cluster in clusters

@@ -60,7 +60,7 @@ def test_every_row_is_told_as_its_columns_are(finished, rows):
                 for number in re.search(
                     r"rank ([\d,]+)(?: to ([\d,]+))? by IFD among the ([\d,]+) .* of which ([\d,]+) are",
                     found["select"],
-                ).groups(found["select"] and "0")
+                ).groups("0")
             )
             assert best <= rank <= max(worst, best) and eligible == len(among) and (rank <= keep) == kept
     assert {"selected", "below_cut", "held_out", "ifd_too_high"} <= reasons

@@ -47,12 +47,18 @@ def _update(digest: Any, array: pa.Array) -> None:
         _update(digest, array.flatten())
     elif pa.types.is_string(array.type) or pa.types.is_binary(array.type):
         digest.update(pc.binary_length(array).cast(pa.int64()).to_numpy(zero_copy_only=False).tobytes())
-        _, offsets, values = array.buffers()
-        if values is not None:
-            first, last = np.frombuffer(offsets, np.int32)[[array.offset, array.offset + len(array)]]
-            digest.update(memoryview(values)[first:last])
+        digest.update(text_bytes(array))
     else:
         digest.update(array.to_numpy(zero_copy_only=False).tobytes())
+
+
+def text_bytes(array: pa.Array) -> memoryview:
+    """The bytes of all strings of an array that has no nulls, one after the other; not copied."""
+    _, offsets, values = array.buffers()
+    if values is None:
+        return memoryview(b"")
+    first, last = np.frombuffer(offsets, np.int32)[[array.offset, array.offset + len(array)]]
+    return memoryview(values)[first:last]
 
 
 def canonical_json(value: Any) -> str:

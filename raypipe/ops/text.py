@@ -15,6 +15,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from raypipe.ops.digests import text_bytes
+
 
 @dataclass(frozen=True)
 class Sample:
@@ -81,11 +83,7 @@ def sample_id(instruction: str, response: str) -> str:
 def id_words(sample_ids: pa.ChunkedArray | pa.Array) -> NDArray[np.uint64]:
     """[N, 2]: sample_ids as pairs of 64-bit words, the leading one first; sorted as the hex strings are."""
     array = sample_ids.combine_chunks() if isinstance(sample_ids, pa.ChunkedArray) else sample_ids
-    if not len(array):
-        return np.zeros((0, 2), np.uint64)
-    _, offsets, values = array.buffers()
-    first, last = np.frombuffer(offsets, np.int32)[[array.offset, array.offset + len(array)]]
-    return np.frombuffer(binascii.unhexlify(memoryview(values)[first:last]), ">u8").astype(np.uint64).reshape(-1, 2)
+    return np.frombuffer(binascii.unhexlify(text_bytes(array)), ">u8").astype(np.uint64).reshape(-1, 2)
 
 
 def id_hex(words: Sequence[Any]) -> str:

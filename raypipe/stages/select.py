@@ -15,7 +15,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from raypipe.config import Config, Pool, Select
+from raypipe.config import SIZES, Config, Pool, Select
 from raypipe.errors import DataError
 from raypipe.folds import shards
 from raypipe.ops.cuts import CountKeys, Cut, Group, find_cuts
@@ -67,8 +67,7 @@ def _check(config: Config, cuts: dict[Group, Cut]) -> None:
             f"{f', and a number in {rule.column!r}' if rule.column else ''}. See the reasons in the score manifest, or widen the band"
         )
     if not any(cut.keep for cut in cuts.values()):
-        asked = {name: getattr(rule, name) for name in ("num_tokens", "num_samples", "keep_fraction")}
-        name, value = next((name, value) for name, value in asked.items() if value is not None)
+        name, value = next((name, getattr(rule, name)) for name in SIZES if getattr(rule, name) is not None)
         raise DataError(
             f"select.{name}: {value} of {len(cuts)} groups of at most {max(cut.eligible for cut in cuts.values())} samples keeps none. "
             "Raise it, or lower cluster.num_clusters"
