@@ -163,13 +163,9 @@ def _clustered(tables: Mapping[str, Table], place: Place) -> str:
 
 def _exemplars(tables: Mapping[str, Table], cluster_id: int) -> list[str]:
     """Those of the report, where it is finished."""
-    clusters = json.loads(tables["report"].folder.read("report.json"))["clusters"] if "report" in tables else []
-    return [
-        one["instruction"]
-        for cluster in clusters
-        if cluster["cluster_id"] == cluster_id
-        for one in cluster["exemplars"][:3]
-    ]
+    samples = json.loads(tables["report"].folder.read("report.json"))["samples"] if "report" in tables else []
+    near = [one["instruction"] for one in samples if one.get("near_centre") and one["cluster_id"] == cluster_id]
+    return near[:3]
 
 
 def _scored(score: Table, place: Place) -> str:

@@ -61,6 +61,7 @@ STAGES = (
         "report",
         ("ingest", "clean", "embed", "cluster", "score", "select", "pack", "train"),
         lambda c: {**c.report.content(), "name": c.name},
+        version=2,
         whole_lake=_always,
     ),
 )

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 from raypipe.cost import MEASURE
 from raypipe.identity import package_versions
 from raypipe.ops.estimate import Interval
+from raypipe.ops.warnings import said
 from raypipe.pipeline import Plan, cost_of_scoring
 from raypipe.store import Folder
 
@@ -150,11 +151,10 @@ def _pack_words(found: Manifests) -> list[str]:
     return [line]
 
 
-_WORDS = (
+_WORDS: Sequence[tuple[set[str], Callable[[Manifests], list[str]]]] = (
     ({"ingest"}, _ingest_words),
     ({"ingest", "score"}, _score_words),
-    ({"cluster"}, lambda found: [f"! {text}" for text in found["cluster"]["summary"].get("warnings", ())]),
-    ({"report"}, lambda found: [f"! {text}" for text in found["report"]["summary"]["warnings"]]),
+    (set(), lambda found: [f"! {text}" for text in said(found)]),
     ({"pack"}, _pack_words),
 )
 

@@ -51,11 +51,13 @@ MAY_IMPORT = {  # of raypipe, beside itself; a module that is not here may impor
         "owner",
         "part",
         "parts",
+        "sampled",
         "sizing",
         "stage",
         "stopping",
         "store",
     },
+    "sampled": {"ops", "part", "read_ahead"},
     "recipes": {"config", "identity", "stage"},
     "pipeline": {
         "cost",

@@ -1,5 +1,7 @@
 """The pages as a person sees them: opened in headless Chromium, no console error, screenshots kept."""
 
+import json
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -38,8 +40,83 @@ def test_a_sweep_opens_without_an_error(tmp_path, scheme):
         assert word.lower() in text.lower(), word
 
 
+def test_a_reader_looks_around(finished):
+    """Filters that lie, or a click that opens another sample, would be found out by a user only."""
+    folder = stage_folder(finished[0] / "root", "report")
+    report = json.loads((folder / "report.json").read_text())
+    samples = {one["sample_id"]: one for one in report["samples"]}
+    kept = [one for one in samples.values() if one["reason"] == "selected"]
+    with watched(folder / "index.html", "light") as page:
+        rows = page.locator("#samples tbody tr:not(.detail)")
+        assert page.inner_text("#found") == f"{len(samples)} of {len(samples)} samples" and rows.count() == 20
+        page.select_option("#pick-kept", "kept")
+        assert page.inner_text("#found").startswith(f"{len(kept)} of")
+        assert set(page.locator("#samples tbody .badge").all_inner_texts()) == {"kept"}
+        page.click("button[data-cluster='1']")
+        mine = [one for one in kept if one["cluster_id"] == 1]
+        assert page.inner_text("#found").startswith(f"{len(mine)} of")
+        drawn = page.evaluate(
+            "document.getElementById('map').data.filter((t) => t.visible).map((t) => [t.meta.cluster, t.meta.kept, t.x.length])"
+        )
+        assert drawn == [[1, True, sum("x" in one for one in mine)]]
+        page.click("#samples th[data-key='ifd'] button")
+        shown = [float(text) for text in page.locator("#samples tbody td:nth-child(4)").all_inner_texts()]
+        assert shown == [round(one, 3) for one in sorted((one["ifd"] for one in mine), reverse=True)[:20]]
+        page.fill("#find", mine[0]["sample_id"])
+        assert page.inner_text("#found").startswith("1 of") and rows.count() == 1
+        page.click("#samples tbody button.open")
+        texts = page.locator("#samples tr.detail pre").all_inner_texts()
+        assert [text.strip() for text in texts] == [mine[0]["instruction"].strip(), mine[0]["response"].strip()]
+        page.fill("#find", "no such words anywhere")
+        assert page.inner_text("#found").startswith("0 of") and rows.count() == 0
+        page.fill("#find", "")
+        page.select_option("#pick-cluster", "")
+        page.select_option("#pick-kept", "")
+        pages = -(-len(samples) // 20)
+        page.click("#next")
+        assert page.inner_text("#page") == f"page 2 of {pages}"
+
+
+def test_a_click_on_the_map_opens_its_sample(finished):
+    """A point's text is what a reader asks for; another's would mislead."""
+    folder = stage_folder(finished[0] / "root", "report")
+    samples = json.loads((folder / "report.json").read_text())["samples"]
+    with watched(folder / "index.html", "dark") as page:
+        page.evaluate("document.getElementById('map').scrollIntoView({block: 'center'})")
+        place = page.evaluate("document.getElementById('map').data.at(-1).customdata[0]")
+        spot = page.evaluate("""(() => { const map = document.getElementById('map'), box = map.getBoundingClientRect(), last = map.data.at(-1);
+            const layout = map._fullLayout;
+            return [box.left + layout.xaxis._offset + layout.xaxis.d2p(last.x[0]), box.top + layout.yaxis._offset + layout.yaxis.d2p(last.y[0])]; })()""")
+        page.mouse.move(*spot)
+        page.wait_for_selector("#map .hovertext")
+        hover = page.locator("#map .hovertext").first.text_content()
+        page.mouse.click(*spot)
+        page.wait_for_selector("#samples tr.pinned")
+        assert page.locator("#samples tr.detail code").first.inner_text() == samples[place]["sample_id"]
+        assert samples[place]["instruction"].split()[0] in hover and f"cluster {samples[place]['cluster_id']}" in hover
+
+
+def test_on_paper(finished):
+    """Whoever prints a report gets charts and tables in ink on white, and no buttons."""
+    with watched(stage_folder(finished[0] / "root", "report") / "index.html", "dark") as page:
+        page.emulate_media(media="print")
+        assert not page.locator("#pick-cluster").is_visible() and not page.locator("#next").is_visible()
+        assert page.locator("#samples").is_visible()
+        assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
+        assert page.pdf(format="A4").startswith(b"%PDF")
+
+
 def opened(page_file, name, scheme):
-    """Number of charts and the text of a page that complains of nothing and asks for nothing outside."""
+    """Number of charts and the text of a page; a screenshot is kept."""
+    with watched(page_file, scheme) as page:
+        SCREENSHOTS.mkdir(exist_ok=True)
+        page.screenshot(path=SCREENSHOTS / f"{name}-{scheme}.png", full_page=True)
+        return page.locator("svg.main-svg").count(), page.inner_text("body")
+
+
+@contextmanager
+def watched(page_file, scheme):
+    """A page in Chromium that must complain of nothing and ask for nothing outside."""
     complaints, asked = [], []
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path="/usr/bin/chromium", args=ARGUMENTS)
@@ -51,10 +128,7 @@ def opened(page_file, name, scheme):
         page.on("request", lambda request: asked.append(request.url))
         page.goto(page_file.as_uri(), wait_until="load")
         page.wait_for_timeout(1500)
-        SCREENSHOTS.mkdir(exist_ok=True)
-        page.screenshot(path=SCREENSHOTS / f"{name}-{scheme}.png", full_page=True)
-        drawn, text = page.locator("svg.main-svg").count(), page.inner_text("body")
+        yield page
         browser.close()
     assert complaints == []
     assert [url for url in asked if not url.startswith(("file:", "data:", "blob:"))] == []
-    return drawn, text

@@ -1,6 +1,6 @@
-"""What the report shows, as states that add up over parts: histograms in fine bins, sums by cluster, exemplars, map points.
+"""What the report shows of all rows, as states that add up over parts: histograms in fine bins, sums by cluster, exemplars.
 
-Nothing grows with the lake: bins and clusters are fixed, exemplars and points are the few nearest and lowest drawn.
+Nothing grows with the lake: bins and clusters are fixed, exemplars are the few nearest. And the map's projection.
 """
 
 from __future__ import annotations
@@ -13,11 +13,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from raypipe.ops.kmeans import rows_of
 from raypipe.ops.selection import BELOW_CUT, IFD_TOO_HIGH, SELECTED
-from raypipe.ops.text import draw, id_words
 
-MAP_POINTS = 2000
 QUANTITIES = ("ifd", "perplexity_conditional", "perplexity_unconditional", "response_tokens", "instruction_tokens")
 FINE = {  # bins that the fold counts in; of tokens one bin a token, so that medians are exact
     "ifd": np.linspace(0, 2, 2001),
@@ -48,6 +45,7 @@ class Exemplar:
     ifd: float
     ppl_conditional: float
     ppl_unconditional: float
+    response_tokens: int
 
     @property
     def selected(self) -> bool:
@@ -154,7 +152,7 @@ class Measure:
         shown = _first_of_each(
             2 * values["cluster_id"] + (values["reason"] == SELECTED), shown, values["sq_distance"], self.exemplars
         )
-        names = ("reason", "ifd", "perplexity_conditional", "perplexity_unconditional")
+        names = ("reason", "ifd", "perplexity_conditional", "perplexity_unconditional", "response_tokens")
         return [
             Exemplar(
                 float(values["sq_distance"][n]),
@@ -162,66 +160,21 @@ class Measure:
                 part,
                 int(values["row"][n]),
                 int(values["cluster_id"][n]),
-                *(values[name][n] for name in names),
+                *(values[name][n].item() if name != "reason" else values[name][n] for name in names),
             )
             for n in shown
         ]
 
 
-@dataclass(frozen=True)
-class Points:
-    """Rows for the map: embeddings [N, D], and of each its draw, cluster, whether it is kept, and its id."""
+def project(x_ND: NDArray[np.float32], seed: int) -> tuple[NDArray[np.float32], float]:
+    """[N, 2]: rows on their first two principal components, and the share of their variance that these explain."""
+    from sklearn.decomposition import PCA
 
-    x_ND: NDArray[np.float32]
-    draws: NDArray[np.uint64]
-    cluster_id: NDArray[np.int32]
-    selected: NDArray[np.bool_]
-    sample_id: NDArray[np.object_]
-
-    def __add__(self, other: Points) -> Points:
-        mine, theirs = vars(self), vars(other)
-        return Points(**{name: np.concatenate([mine[name], theirs[name]]) for name in mine})
-
-    def project(self, seed: int) -> dict[str, Any]:
-        """The MAP_POINTS rows with the lowest draws on the first two principal components of them."""
-        from sklearn.decomposition import PCA
-
-        lowest = np.argsort(self.draws, kind="stable")[:MAP_POINTS]
-        pca = PCA(min(2, *self.x_ND[lowest].shape), random_state=seed)
-        xy = np.pad(pca.fit_transform(self.x_ND[lowest]), ((0, 0), (0, 2)))
-        return {
-            "x": np.round(xy[:, 0], 4).tolist(),
-            "y": np.round(xy[:, 1], 4).tolist(),
-            "cluster_id": self.cluster_id[lowest].tolist(),
-            "selected": self.selected[lowest].tolist(),
-            "sample_id": self.sample_id[lowest].tolist(),
-            "num_points": len(lowest),
-            "explained_variance": float(pca.explained_variance_ratio_.sum()),
-        }
-
-
-@dataclass(frozen=True)
-class DrawPoints:
-    share: float
-    seed: int
-
-    def __call__(self, tables: list[pa.Table]) -> Points:
-        score, cluster, select, embed = tables
-        rows = pa.table(
-            {
-                "sample_id": score.column("sample_id"),
-                "cluster_id": cluster.column("cluster_id"),
-                "reason": select.column("reason"),
-                "embedding": embed.column("embedding"),
-            }
-        ).filter(embed.column("embedding").is_valid())
-        draws = draw(id_words(rows.column("sample_id")), self.seed)
-        inside = draws <= np.uint64(min(int(self.share * 2**64), 2**64 - 1))
-        rows = rows.filter(pa.array(inside))
-        reason, ids = rows.column("reason").to_numpy(), rows.column("sample_id").to_numpy()
-        return Points(
-            rows_of(rows, "cosine"), draws[inside], rows.column("cluster_id").to_numpy(), reason == SELECTED, ids
-        )
+    if len(x_ND) < 2:  # nothing varies
+        return np.zeros((len(x_ND), 2), np.float32), 0.0
+    pca = PCA(min(2, *x_ND.shape), random_state=seed)
+    xy = np.pad(pca.fit_transform(x_ND), ((0, 0), (0, 2)))[:, :2]
+    return xy, float(pca.explained_variance_ratio_.sum())
 
 
 def _first_of_each(

@@ -29,7 +29,7 @@ def fill(template: str, *, charts: dict[str, Chart], **values: Any) -> str:
 def _templates() -> Environment:
     environment = Environment(loader=PackageLoader("raypipe", "ops"), autoescape=True, undefined=ChainableUndefined)
     environment.trim_blocks = environment.lstrip_blocks = True
-    for show in (count, fixed, signed, percent, short, seconds, size):
+    for show in (count, fixed, signed, percent, hundredths, short, seconds, size):
         environment.filters[show.__name__] = show
     return environment
 
@@ -48,6 +48,11 @@ def signed(value: Any) -> str:
 
 def percent(value: Any) -> str:
     return f"{100 * value:.1f}\u00a0%" if is_number(value) else UNKNOWN
+
+
+def hundredths(value: Any) -> str:
+    """A share in a column whose head says %."""
+    return f"{100 * value:.0f}" if is_number(value) else UNKNOWN
 
 
 def short(value: Any) -> str:

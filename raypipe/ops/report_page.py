@@ -13,17 +13,27 @@ Cost: 4.8 MB for Plotly's JavaScript, some 100 bytes a point of the map, the exe
 
 import html
 import math
-from collections.abc import Sequence
+import textwrap
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from statistics import median
 from typing import Any
 
-from raypipe.ops.pages import MINUS, Chart, count, fill, is_number, percent, seconds, short
+from raypipe.ops.composition import LANGUAGE_TEXTS
+from raypipe.ops.pages import MINUS, Chart, count, fill, fixed, is_number, percent, seconds, short
+from raypipe.ops.selection import SELECTED
+from raypipe.ops.style import STYLES
 
 Bar = tuple[str, float, float, str]  # label, start, length, text
 
 NUM_COLOURS = 10  # --c0 .. --c9 in the template, told apart by colour-blind readers; beyond, the symbol changes
 SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross")
+
+GROUPS = {"kept": ("--kept", "circle"), "dropped": ("--drop", "x-thin"), "random": ("--muted", "circle-open")}
+NUM_LANGUAGES = 9
+LANGUAGE_NAMES = {"txt": "prose", "cs": "c#", "cpp": "c++", "unknown": "not told"}  # for what magika calls them
+HINT_CHARACTERS = 180  # of an instruction, at a point of the map
 
 AXES = {
     "ifd": "IFD (a ratio, no unit)",
@@ -36,7 +46,10 @@ AXES = {
 
 def render(report: dict[str, Any]) -> str:
     """The page, as text to be written in UTF-8. The same dict gives the same text."""
-    return fill("report.html.j2", charts=charts(report), report=report, num_colours=NUM_COLOURS)
+    samples = report.get("samples") or []
+    values = {"report": report, "samples": samples, "styles": list(STYLES), "num_colours": NUM_COLOURS}
+    values["language_texts"] = LANGUAGE_TEXTS
+    return fill("report.html.j2", charts=charts(report), **values)
 
 
 def charts(report: dict[str, Any]) -> dict[str, Chart]:
@@ -51,8 +64,14 @@ def charts(report: dict[str, Any]) -> dict[str, Chart]:
     flow = report.get("flow") or []
     if flow and all(is_number(step.get(key)) for step in flow for key in ("rows_in", "rows_out")):
         drawn["flow"] = flow_chart(flow)
-    if _has(report.get("map"), "x", "y", "cluster_id", "selected", "sample_id"):
-        drawn["map"] = map_chart(report["map"])
+    groups = (report.get("composition") or {}).get("groups") or {}
+    if groups := {name: figures for name, figures in groups.items() if figures}:
+        drawn["styles"] = shares_chart(
+            {name: {key: figures.get(key) for key in STYLES} for name, figures in groups.items()}
+        )
+        drawn["languages"] = shares_chart(_languages(groups))
+    if any(is_number(sample.get("x")) for sample in report.get("samples") or []):
+        drawn["map"] = map_chart(report["samples"])
     if _has(report.get("training"), "step", "loss"):
         drawn["training"] = training_chart(report["training"])
     if any(step.get("wall_s") for step in report.get("time") or []):
@@ -108,17 +127,55 @@ def histogram_chart(histogram: dict[str, Any], axis: str, marks: Sequence[tuple[
     return {"data": data, "layout": layout, "height": 340}
 
 
-def map_chart(points: dict[str, Any]) -> Chart:
-    """Two traces a cluster, one legend entry: kept ones filled, dropped ones open and faint (drawn first)."""
-    members: dict[tuple[bool, int], list[int]] = {}
-    for i, (cluster, is_kept) in enumerate(zip(points["cluster_id"], points["selected"], strict=True)):
-        members.setdefault((bool(is_kept), cluster), []).append(i)
+def shares_chart(groups: Mapping[str, Mapping[str, float | None]]) -> Chart:
+    """A row for each key, a dot for each group: what lies apart is what selection moved."""
+    keys = list(dict.fromkeys(key for shares in groups.values() for key in shares))
     data = []
-    for (is_kept, cluster), rows in sorted(members.items()):
+    for name, shares in groups.items():
+        colour, symbol = GROUPS.get(name, ("--muted", "circle"))
+        known = [key for key in keys if is_number(shares.get(key))]
+        trace: Chart = {"type": "scatter", "mode": "markers", "name": _label(name), "y": [_label(key) for key in known]}
+        trace |= {
+            "x": [shares[key] for key in known],
+            "hovertemplate": "%{y}: %{x:.1%}<extra>" + _label(name) + "</extra>",
+        }
+        data.append(
+            trace | {"marker": {"color": colour, "symbol": symbol, "size": 12, "line": {"width": 2, "color": colour}}}
+        )
+    up = {"range": [len(keys) - 0.5, -0.5], "categoryorder": "array", "categoryarray": [_label(key) for key in keys]}
+    across = _axis("share of the responses", tickformat=".0%", rangemode="tozero")
+    return {"data": data, "layout": {"xaxis": across, "yaxis": up}, "height": 130 + 34 * len(keys)}
+
+
+def _languages(groups: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, float]]:
+    """The commonest few over all groups; the rest together."""
+    found = {name: figures.get("languages") or {} for name, figures in groups.items()}
+    total: Counter[str] = Counter()
+    for shares in found.values():
+        total.update(shares)
+    common = [name for name, _ in total.most_common(NUM_LANGUAGES)]
+    return {
+        name: {LANGUAGE_NAMES.get(key, key): shares.get(key, 0.0) for key in common}
+        | {"others": sum(share for key, share in shares.items() if key not in common)}
+        for name, shares in found.items()
+        if shares
+    }
+
+
+def map_chart(samples: Sequence[dict[str, Any]]) -> Chart:
+    """Two traces a cluster, one legend entry: kept ones filled, dropped ones open and faint (drawn first). A point's `customdata` is
+    its place among the samples; `meta` of a trace says what the page's filter asks."""
+    members: dict[tuple[bool, int], list[int]] = {}
+    for place, sample in enumerate(samples):
+        if is_number(sample.get("x")):
+            members.setdefault((sample["reason"] == SELECTED, sample["cluster_id"]), []).append(place)
+    data = []
+    for (is_kept, cluster), places in sorted(members.items()):
         symbol = SYMBOLS[cluster // NUM_COLOURS % len(SYMBOLS)] + ("" if is_kept else "-open")
         trace: Chart = {"type": "scatter", "mode": "markers", "name": f"cluster {cluster}", "legendgroup": str(cluster)}
-        trace |= {axis: [round(points[axis][i], 4) for i in rows] for axis in ("x", "y")}
-        trace["text"] = [_label(points["sample_id"][i]) for i in rows]
+        trace |= {axis: [samples[place][axis] for place in places] for axis in ("x", "y")}
+        trace |= {"customdata": places, "meta": {"cluster": cluster, "kept": is_kept}}
+        trace["text"] = [_hint(samples[place]) for place in places]
         trace["hovertemplate"] = f"cluster {cluster}, {'kept' if is_kept else 'not kept'}<br>%{{text}}<extra></extra>"
         trace["marker"] = {"color": f"--c{cluster % NUM_COLOURS}", "size": 7, "symbol": symbol}
         trace["marker"]["opacity"] = 0.85 if is_kept else 0.5
@@ -126,9 +183,19 @@ def map_chart(points: dict[str, Any]) -> Chart:
     legend = {"y": -0.14, "yanchor": "top", "itemsizing": "constant"}
     num = len({cluster for _, cluster in members})
     layout = {"dragmode": "zoom", "legend": legend, "showlegend": num <= 40, "margin": {"t": 16}}
-    layout["xaxis"] = _axis("first principal component (no unit)", zeroline=False)
-    layout["yaxis"] = _axis("second principal component (no unit)", zeroline=False)
+    for axis, which in (("x", "first"), ("y", "second")):
+        ends = [edge(value for trace in data for value in trace[axis]) for edge in (min, max)]
+        room = 0.04 * (ends[1] - ends[0]) or 1  # a fixed range, so that a filter does not move what is left
+        title = f"{which} principal component (no unit)"
+        layout[f"{axis}axis"] = _axis(title, zeroline=False, range=[ends[0] - room, ends[1] + room])
     return {"data": data, "layout": layout, "height": 590 + 3 * min(num, 40)}
+
+
+def _hint(sample: Mapping[str, Any]) -> str:
+    """What is shown at a point: numbers, and the begin of the instruction where the report holds texts."""
+    numbers = f"IFD {fixed(sample.get('ifd'))}, {count(sample.get('response_tokens'))} tokens"
+    text = " ".join((sample.get("instruction") or sample["sample_id"])[:HINT_CHARACTERS].split())
+    return "<br>".join([numbers, *map(_label, textwrap.wrap(text, 60))])
 
 
 def training_chart(training: dict[str, Any]) -> Chart:

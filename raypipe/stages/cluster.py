@@ -28,6 +28,7 @@ from raypipe.ops import kmeans
 from raypipe.ops.distances import EDGES, Distances, MeasureDistances, drift, silhouette
 from raypipe.ops.figures import median_of
 from raypipe.ops.splitting import split
+from raypipe.ops.warnings import of_clusters
 from raypipe.part import Footer, Table, add_up, with_figures
 from raypipe.parts import map_parts
 from raypipe.sizing import device_of
@@ -143,10 +144,13 @@ def _summary(config: Config, out: Folder, footers: Mapping[str, Footer]) -> dict
         return summary | _drift(config, found)
     out.put("counts.npy", npy(found.counts_K))
     out.put("distances.npy", npy(found.histogram_B))
-    summary |= {"rounds": len((out / "_rounds").list()), "warnings": []}
+    summary |= {
+        "rounds": len((out / "_rounds").list()),
+        "warnings": of_clusters(summary["silhouette"], len(found.counts_K)),
+    }
     most = config.cluster.max_cluster_fraction or 1.0
     if (largest := found.counts_K.max() / found.counts_K.sum()) > most:
-        summary["warnings"] = [
+        summary["warnings"] += [
             f"the largest cluster holds {largest:.1%} of the samples, more than cluster.max_cluster_fraction={most:g}: its rows cannot be "
             "told apart. Look for repeated instructions"
         ]

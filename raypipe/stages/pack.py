@@ -26,6 +26,7 @@ from raypipe.models.pretrained import load_tokenizer, max_positions
 from raypipe.ops.packing import best_fit, group_parts, padding_share
 from raypipe.ops.selection import HELD_OUT, SELECTED
 from raypipe.ops.tokens import prompt_ids, text_ids, training_sequence
+from raypipe.ops.warnings import of_packs
 from raypipe.part import Footer, commit_part, read_part
 from raypipe.stage import HELD_OUT_PACKS, Inputs, Result
 from raypipe.store import Folder
@@ -65,7 +66,8 @@ def run(config: Config, inputs: Inputs, out: Folder) -> Result:
     lengths = [length for figure in figures for length in figure["lengths"]]
     fill = total["tokens"] / (total["packs"] * config.pack.max_length)
     padding = padding_share(lengths, np.random.default_rng(0))
-    return Result(parts, {**total, "fill": round(fill, 5), "padding_otherwise": round(padding, 5)})
+    said = of_packs(lengths, fill, padding, total["packs"], config.pack.max_length)
+    return Result(parts, {**total, "fill": round(fill, 5), "padding_otherwise": round(padding, 5), "warnings": said})
 
 
 def part_name(group: int) -> str:

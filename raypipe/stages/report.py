@@ -1,6 +1,7 @@
 """Report: one self-contained `index.html` and the numbers behind it as `report.json`.
 
-Reads manifests and small files, folds over single columns, and of the rows themselves only the few exemplars.
+Reads manifests and small files and folds over single columns of all rows; texts only of parts spread over the lake (raypipe.sampled),
+whose responses are looked through for style, and of which a few thousand rows are shown.
 """
 
 from __future__ import annotations
@@ -10,16 +11,25 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
+
 from raypipe.config import Config, Pool
 from raypipe.folds import fold_parts
 from raypipe.identity import package_versions
-from raypipe.ops.figures import FINE, MAP_POINTS, QUANTITIES, DrawPoints, Exemplar, Figures, Measure, Points, median_of
+from raypipe.ops import composition
+from raypipe.ops.figures import FINE, QUANTITIES, Exemplar, Figures, Measure, median_of, project
+from raypipe.ops.kmeans import rows_of
 from raypipe.ops.report_page import render
 from raypipe.ops.selection import BY_CLUSTER, IFD_TOO_HIGH, SELECTED
+from raypipe.ops.text import draw, id_words
+from raypipe.ops.warnings import said
+from raypipe.sampled import candidates, rows_at, spread
 from raypipe.stage import Inputs, Result
 from raypipe.store import Folder
 
-FEW_STEPS, LONGER = 100, 1.25  # thresholds of warnings: optimiser steps; median length of the selected against all
+SHOWN_SAMPLES, SHOWN_CHARACTERS = 2000, 2000  # on the map; of a text
+LOOK = 2**32 + 1  # seed of what is shown: no run can have it, or strategy random would decide who is seen
 
 
 def run(config: Config, inputs: Inputs, out: Folder) -> Result:
@@ -36,43 +46,101 @@ def run(config: Config, inputs: Inputs, out: Folder) -> Result:
         inputs["cluster"].only("cluster_id", "sq_distance"),
         inputs["select"].only("reason"),
     ]
-    cluster = inputs["cluster"].manifest["summary"]
-    measure = Measure(len(cluster["cluster_sizes"]), config.report.exemplars_per_cluster)
-    draw_points = DrawPoints(min(1.0, 1.5 * MAP_POINTS / inputs["clean"].manifest["counts"]["ok"]), config.seed)
-    figures: Figures = fold_parts(measure, tables, pool=Pool())
-    points: Points = fold_parts(draw_points, [*tables, inputs["embed"].only("embedding")], pool=Pool())
-    medians = {name: figures.medians(name) for name in QUANTITIES}
-    said = warnings(medians, inputs["train"].manifest["summary"]["steps"])
+    num_clusters = len(inputs["cluster"].manifest["summary"]["cluster_sizes"])
+    figures: Figures = fold_parts(Measure(num_clusters, config.report.exemplars_per_cluster), tables, pool=Pool())
+    parts = spread(inputs["ingest"].parts, inputs["ingest"].manifest["rows"])
+    rows = candidates(inputs.tables, parts)
+    shown = rows.take(np.argsort(draw(id_words(rows.column("sample_id")), LOOK))[:SHOWN_SAMPLES])
+    texts = rows_at(inputs["ingest"].only("instruction", "response"), parts, shown)
+    of_all, of_clusters = _composition(rows, config.seed, num_clusters)
+    of_texts = composition.of_texts(texts.column("response").to_pylist(), composition.groups(shown, config.seed))
+    xy, explained = project(rows_of(rows_at(inputs["embed"].only("embedding"), parts, shown), "cosine"), config.seed)
     report = {
         **_heading(config, inputs),
         "headline": _headline(inputs),
-        "warnings": [*cluster["warnings"], *said],
+        "warnings": said({name: table.manifest for name, table in inputs.tables.items()}),
         "flow": _flow(inputs),
         "histograms": {name: figures.histogram(name) for name in QUANTITIES},
-        "medians": medians,
-        "clusters": _clusters(config, inputs, figures),
-        "map": {**points.project(config.seed), "num_samples": inputs["clean"].manifest["counts"]["ok"]},
+        "medians": {name: figures.medians(name) for name in QUANTITIES},
+        "composition": {
+            "measured_samples": len(rows),
+            "measured_parts": len(parts),
+            "num_parts": len(inputs["ingest"].parts),
+            "measured_texts": len(shown),
+            "groups": {name: of_all[name] | of_texts[name] for name in of_all},
+        },
+        "clusters": _clusters(config, inputs, figures, of_clusters),
+        "projection": {"num_points": len(shown), "num_samples": len(rows), "explained_variance": explained},
+        "samples": _samples(
+            _drawn(shown, xy, texts if config.report.exemplars_per_cluster else None),
+            _exemplars(inputs, figures.nearest),
+        ),
         "training": _training(inputs),
         "time": [_time(name, table.manifest) for name, table in inputs.tables.items()],
     }
     out.put("report.json", json.dumps(report).encode())
     out.put("index.html", render(report).encode())
-    return Result(summary={"medians": medians, "warnings": said})
+    return Result(summary={"medians": report["medians"]})
 
 
-def warnings(medians: Mapping[str, Mapping[str, float | None]], steps: int) -> list[str]:
-    """What a user should know before trusting the result, each with what to try."""
-    said, length = [], medians["response_tokens"]
-    if length["selected"] and length["all"] and length["selected"] > LONGER * length["all"]:
-        said.append(
-            f"selection favours long responses: median {length['all']:.0f} -> {length['selected']:.0f} tokens. "
-            "Compare with select.strategy=cluster_random"
-        )
-    if steps < FEW_STEPS:
-        said.append(
-            f"training took only {steps} optimiser steps. Lower train.samples_per_step, or train for more epochs"
-        )
-    return said
+def _composition(
+    rows: pa.Table, seed: int, num_clusters: int
+) -> tuple[dict[str, dict[str, Any]], list[dict[str, dict[str, Any]]]]:
+    """What was kept, what was dropped, and chance: overall, and of each cluster."""
+    masks = composition.groups(rows, seed)
+    by_group = {name: composition.by_cluster(rows, mask, num_clusters) for name, mask in masks.items()}
+    of_clusters = [{name: by_group[name][k] for name in masks} for k in range(num_clusters)]
+    return {name: composition.overall(rows, mask) for name, mask in masks.items()}, of_clusters
+
+
+def _samples(drawn: Sequence[dict[str, Any]], exemplars: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Each once: an exemplar may have been drawn too."""
+    found = {one["sample_id"]: one for one in drawn}
+    for one in exemplars:
+        found[one["sample_id"]] = found.get(one["sample_id"], {}) | one
+    return list(found.values())
+
+
+def _drawn(shown: pa.Table, xy: Any, texts: pa.Table | None) -> list[dict[str, Any]]:
+    """Samples of the map; without texts where the report is to hold none."""
+    n = shown.column("num_response_tokens").to_numpy()
+    columns = {
+        "sample_id": shown.column("sample_id").to_pylist(),
+        "cluster_id": shown.column("cluster_id").to_pylist(),
+        "reason": shown.column("reason").to_pylist(),
+        "ifd": shown.column("ifd").to_numpy().tolist(),
+        "ppl_conditional": np.exp(shown.column("nll_conditional").to_numpy() / n).tolist(),
+        "ppl_unconditional": np.exp(shown.column("nll_unconditional").to_numpy() / n).tolist(),
+        "response_tokens": n.tolist(),
+        "x": np.round(xy[:, 0].astype(float), 4).tolist(),
+        "y": np.round(xy[:, 1].astype(float), 4).tolist(),
+    }
+    if texts is not None:
+        columns |= {name: [_cut(text) for text in texts.column(name).to_pylist()] for name in texts.column_names}
+    return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+
+
+def _exemplars(inputs: Inputs, exemplars: Sequence[Exemplar]) -> list[dict[str, Any]]:
+    texts = _texts(inputs, exemplars)
+    return [
+        {
+            "sample_id": one.sample_id,
+            "cluster_id": one.cluster_id,
+            "reason": one.reason,
+            "ifd": one.ifd,
+            "ppl_conditional": one.ppl_conditional,
+            "ppl_unconditional": one.ppl_unconditional,
+            "response_tokens": one.response_tokens,
+            "near_centre": True,
+            **texts[one.sample_id],
+        }
+        for one in exemplars
+    ]
+
+
+def _cut(text: str) -> str:
+    left = len(text) - SHOWN_CHARACTERS
+    return text if left <= 0 else f"{text[:SHOWN_CHARACTERS]}\n[{left:,} more characters]"
 
 
 def _heading(config: Config, inputs: Inputs) -> dict[str, Any]:
@@ -127,17 +195,15 @@ def _flow(inputs: Inputs) -> list[dict[str, Any]]:
     return flow
 
 
-def _clusters(config: Config, inputs: Inputs, figures: Figures) -> list[dict[str, Any]]:
+def _clusters(
+    config: Config, inputs: Inputs, figures: Figures, of_clusters: Sequence[Mapping[str, Any]]
+) -> list[dict[str, Any]]:
     sizes = inputs["cluster"].manifest["summary"]["cluster_sizes"]
     cuts: dict[int, list[dict[str, Any]]] = {}
     if config.select.strategy in BY_CLUSTER:
         for cut in json.loads(inputs["select"].folder.read("cuts.json")):
             cuts.setdefault(cut["cluster_id"], []).append(cut)
-    texts, scored_K = _texts(inputs, figures.nearest), figures.ifd_KB.sum(1)
-    by_cluster: dict[int, list[dict[str, Any]]] = {}
-    for exemplar in figures.nearest:
-        row = {**vars(exemplar), **texts[exemplar.sample_id], "selected": exemplar.selected}
-        by_cluster.setdefault(exemplar.cluster_id, []).append(row)
+    scored_K = figures.ifd_KB.sum(1)
     return [
         {
             "cluster_id": k,
@@ -147,7 +213,7 @@ def _clusters(config: Config, inputs: Inputs, figures: Figures) -> list[dict[str
             "cut_ifd": cuts[k][0]["cut_score"] if len(cuts.get(k, [])) == 1 else None,  # select.per makes several
             "median_ifd": median_of(figures.ifd_KB[k], FINE["ifd"]),
             "mean_sq_distance": float(figures.sq_distance_K[k] / scored_K[k]) if scored_K[k] else None,
-            "exemplars": by_cluster.get(k, []),
+            "composition": of_clusters[k],
         }
         for k in range(len(sizes))
     ]
@@ -155,13 +221,11 @@ def _clusters(config: Config, inputs: Inputs, figures: Figures) -> list[dict[str
 
 def _texts(inputs: Inputs, exemplars: Sequence[Exemplar]) -> dict[str, dict[str, str]]:
     """Instruction and response of each, from the few parts that hold them."""
-    found, table = {}, inputs["ingest"].only("sample_id", "instruction", "response")
+    found, table = {}, inputs["ingest"].only("instruction", "response")
     for part in sorted({exemplar.part for exemplar in exemplars}):
-        rows = table.read(part)
-        for exemplar in exemplars:
-            if exemplar.part == part:
-                row = rows.slice(exemplar.row, 1).to_pylist()[0]
-                found[exemplar.sample_id] = {"instruction": row["instruction"], "response": row["response"]}
+        mine = [exemplar for exemplar in exemplars if exemplar.part == part]
+        for exemplar, row in zip(mine, table.read(part).take([e.row for e in mine]).to_pylist(), strict=True):
+            found[exemplar.sample_id] = {name: _cut(text) for name, text in row.items()}
     return found
 
 

@@ -13,15 +13,19 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from raypipe.config import SIZES, Config, Pool, Select
 from raypipe.errors import DataError
 from raypipe.folds import shards
+from raypipe.ops import warnings
 from raypipe.ops.cuts import CountKeys, Cut, Group, find_cuts
-from raypipe.ops.selection import Gather, mark, quotas, score_of
-from raypipe.part import with_figures
+from raypipe.ops.selection import BELOW_CUT, SELECTED, Gather, mark, quotas, score_of
+from raypipe.part import Table, with_figures
 from raypipe.parts import map_parts
+from raypipe.sampled import gathered, spread
 from raypipe.stage import Inputs, Result
 from raypipe.store import Folder
 
@@ -41,9 +45,9 @@ def run(config: Config, inputs: Inputs, out: Folder) -> Result:
         out.put("ranks.npz", fold(CountKeys(tuple(cuts))).to_bytes())
     out.put("cuts.json", json.dumps([_as_json(*item, rule.strategy) for item in cuts.items()], indent=1).encode())
     parts = map_parts(partial(Mark, rule, seed, cuts), tables, out, pool=Pool(), light=True)
-    return Result(
-        parts, {"eligible": sum(c.eligible for c in cuts.values()), "kept": sum(c.keep for c in cuts.values())}
-    )
+    said = warned(rule, cuts, inputs["score"], Table(out, tuple(parts)))
+    totals = {"eligible": sum(c.eligible for c in cuts.values()), "kept": sum(c.keep for c in cuts.values())}
+    return Result(parts, {**totals, "warnings": said})
 
 
 @dataclass(frozen=True)
@@ -57,6 +61,24 @@ class Mark:
     def __call__(self, tables: list[pa.Table]) -> pa.Table:
         made, kept_tokens = mark(tables, self.select, self.seed, self.cuts)
         return with_figures(made, kept_tokens=int(kept_tokens.sum()))
+
+
+def warned(rule: Select, cuts: Mapping[Group, Cut], score: Table, made: Table) -> list[str]:
+    """From rows of parts spread over the lake: of what was scored, and what this stage made of it."""
+    rows = gathered(
+        [score.only("ifd", "num_response_tokens"), made.only("reason")],
+        spread(score.parts, score.manifest["rows"]),
+        lambda rows: rows.filter(pc.is_valid(pc.field("ifd"))),
+    )
+    tokens_N, reason_N = rows.column("num_response_tokens").to_numpy(), rows.column("reason").to_numpy()
+    kept_N = reason_N == SELECTED
+    of_lengths = warnings.of_lengths(tokens_N, tokens_N[kept_N | (reason_N == BELOW_CUT)], tokens_N[kept_N])
+    eligible_G, keep_G = (np.array([getattr(cut, name) for cut in cuts.values()]) for name in ("eligible", "keep"))
+    return [
+        *warnings.of_scores(rows.column("ifd").to_numpy(), rule.max_ifd),
+        *(of_lengths if rule.strategy != "longest" else []),  # that was asked for
+        *warnings.of_groups(eligible_G, keep_G),
+    ]
 
 
 def _check(config: Config, cuts: dict[Group, Cut]) -> None:

@@ -32,6 +32,7 @@ from raypipe.identity import fetched_model
 from raypipe.items import POLL_S
 from raypipe.ops.packing import Pack
 from raypipe.ops.steps import Step, plan_steps
+from raypipe.ops.warnings import of_steps
 from raypipe.owner import Owner, owned
 from raypipe.part import Table
 from raypipe.sizing import ACTOR_CPUS, fit
@@ -189,6 +190,7 @@ def _summary(out: Folder) -> dict[str, Any]:
         "last_loss": steps[-1]["loss"],
         "target_tokens_per_s": round(tokens / seconds, 1),
         "held_out": paired_difference(held_out),
+        "warnings": of_steps(len(steps)),
     }
 
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from raypipe.ops.figures import FINE, QUANTITIES, Exemplar, Measure, median_of, nearest_few
+from raypipe.ops.figures import FINE, QUANTITIES, Exemplar, Measure, median_of, nearest_few, project
 from raypipe.ops.text import sample_id
 
 ROW = st.tuples(
@@ -82,7 +82,7 @@ def test_median_by_hand():
 
 
 def test_kept_exemplars_come_first_and_zero_hides_all():
-    base = Exemplar(0.5, "a", "p", 0, 0, "below_cut", 0.5, 2.0, 4.0)
+    base = Exemplar(0.5, "a", "p", 0, 0, "below_cut", 0.5, 2.0, 4.0, 7)
     kept = dataclasses.replace(base, sample_id="b", reason="selected", sq_distance=0.9)
     assert [e.sample_id for e in nearest_few([base, kept], 2)] == ["b", "a"]
     assert nearest_few([base, kept], 0) == ()
@@ -93,3 +93,10 @@ def test_beyond_an_axis_counts_in_its_last_bar():
     assert found.histogram("ifd")["edges"][0] <= 1 <= found.histogram("ifd")["edges"][-1]
     assert found.counts["perplexity_unconditional"][0][-1] == 1  # e^100
     assert found.medians("ifd")["all"] == pytest.approx(1, abs=1e-3)
+
+
+def test_map_of_few_rows_still_has_two_axes():
+    """One sample, or one dimension, has no second component: the report of a tiny run must not end in an error."""
+    for shape in [(0, 3), (1, 3), (2, 3), (5, 1), (5, 3)]:
+        xy, explained = project(np.random.default_rng(0).normal(size=shape).astype(np.float32), 0)
+        assert xy.shape == (shape[0], 2) and np.isfinite(xy).all() and np.isfinite(explained), shape

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from plotly.offline import get_plotlyjs
 
 from raypipe.ops import pages, report_page
+from raypipe.ops.style import STYLES
 
 PLOTLY = get_plotlyjs()
 HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(2)> \u2028 {{ 7 * 7 }} <!-- & \"'"
@@ -49,12 +50,21 @@ def histogram(values: NDArray[Any], kept: NDArray[np.bool_], edges: NDArray[Any]
     return {"edges": edges.tolist(), "all": all_counts.tolist(), "selected": kept_counts.tolist()}
 
 
-def exemplar(rng: np.random.Generator, place: int) -> dict[str, Any]:
+def sample(rng: np.random.Generator, place: int, cluster: int, kept: bool, ifd: float) -> dict[str, Any]:
     response = f"def merge(intervals):\n    # variant {place}, {'long ' * 40}\n    return sorted(intervals)\n"
     return {
         "sample_id": rng.bytes(16).hex(), "instruction": f"Write a function that merges intervals ({place}).",
-        "response": response * (1 + 7 * place), "ifd": 0.8 - place / 20, "ppl_conditional": 3.1, "ppl_unconditional": 3.9,
-        "selected": place < 2, "reason": "selected" if place < 2 else "below_cut",
+        "response": response * (1 + place % 3), "ifd": ifd, "ppl_conditional": 3.1, "ppl_unconditional": 3.9,
+        "reason": "selected" if kept else "below_cut", "cluster_id": cluster, "response_tokens": 30 + place % 50,
+    }  # fmt: skip
+
+
+def group(rng: np.random.Generator, num: int) -> dict[str, Any]:
+    share = rng.uniform(0.05, 0.4, 5).tolist()
+    return {
+        "samples": num, "response_tokens": {"mean": 120.5, "median": 100.0}, "instruction_tokens": {"mean": 60.1, "median": 50.0},
+        **dict(zip(STYLES, share, strict=True)), "cluster_entropy": 3.1, "languages": {"python": 0.7, "txt": 0.2, "cpp": 0.1},
+        "distinct_ngrams": {"1": 0.1, "2": 0.4, "3": 0.6},
     }  # fmt: skip
 
 
@@ -70,7 +80,7 @@ def make_report(num_clusters: int = 10, num_exemplars: int = 3) -> dict[str, Any
     cuts = {c: np.quantile(ifd[(clusters == c) & (ifd < 1)], 0.6) for c in range(num_clusters)}
     kept = (ifd < 1) & (ifd >= np.array([cuts[c] for c in clusters]))
     spots = rng.normal(0, 0.35, (num_clusters, 2))[clusters] + rng.normal(0, 0.1, (num, 2))
-    drawn = rng.permutation(num)[:2000]
+    drawn = rng.permutation(num)[:2000].tolist()
     steps = np.arange(1, 121)
     quantities = {
         "ifd": (ifd, np.linspace(0, 2, 81)),
@@ -105,14 +115,20 @@ def make_report(num_clusters: int = 10, num_exemplars: int = 3) -> dict[str, Any
             {"cluster_id": c, "size": int((clusters == c).sum()), "eligible": int(((clusters == c) & (ifd < 1)).sum()),
              "selected": int((kept & (clusters == c)).sum()), "cut_ifd": float(cuts[c]),
              "median_ifd": float(np.median(ifd[clusters == c])), "mean_sq_distance": float(rng.uniform(0.3, 0.5)),
-             "exemplars": [exemplar(rng, place) for place in range(num_exemplars)]}
+             "composition": {name: {"samples": 100, "response_tokens": 120.5, "instruction_tokens": 61.0} | dict.fromkeys(STYLES, 0.25)
+                             for name in ("kept", "dropped", "random")}}
             for c in range(num_clusters)
         ],
-        "map": {
-            "x": spots[drawn, 0].tolist(), "y": spots[drawn, 1].tolist(), "cluster_id": clusters[drawn].tolist(),
-            "selected": kept[drawn].tolist(), "sample_id": [rng.bytes(16).hex() for _ in drawn],
-            "num_points": 2000, "num_samples": 3000, "explained_variance": 0.31,
+        "projection": {"num_points": 2000, "num_samples": 2959, "explained_variance": 0.31},
+        "composition": {
+            "measured_samples": 2959, "measured_parts": 3, "num_parts": 3, "measured_texts": 2000,
+            "groups": {name: group(rng, 1000) for name in ("kept", "dropped", "random")},
         },
+        "samples": [
+            *(sample(rng, n, int(clusters[n]), bool(kept[n]), float(ifd[n])) | {"x": float(spots[n, 0]), "y": float(spots[n, 1])}
+              for n in drawn),
+            *(sample(rng, n, c, n < 2, 0.8 - n / 20) | {"near_centre": True} for c in range(num_clusters) for n in range(num_exemplars)),
+        ],
         "training": {
             "step": steps.tolist(), "loss": (0.5 + 2.6 * np.exp(-steps / 18) + rng.normal(0, 0.05, 120)).tolist(),
             "learning_rate": (5e-5 * np.minimum(steps / 15, 0.5 + 0.5 * np.cos(np.pi * steps / 120))).tolist(),
@@ -152,15 +168,20 @@ def test_hostile_text_stays_text() -> None:
     report = copy.deepcopy(clean)
     report |= {"name": HOSTILE, "root": HOSTILE, "version": HOSTILE, "created": HOSTILE, "warnings": [HOSTILE]}
     report |= {"versions": {HOSTILE: HOSTILE}, "folders": {HOSTILE: HOSTILE}}
-    report["clusters"][0]["exemplars"][2] |= {
-        "instruction": HOSTILE, "response": HOSTILE, "sample_id": HOSTILE, "reason": HOSTILE
-    }  # fmt: skip
+    for place in (0, -1):  # on the map; beside it
+        report["samples"][place] |= {
+            "instruction": HOSTILE,
+            "response": HOSTILE,
+            "sample_id": HOSTILE,
+            "reason": HOSTILE,
+        }
+    report["samples"][1] |= {"instruction": None, "sample_id": HOSTILE}
+    report["composition"]["groups"][HOSTILE] = {**report["composition"]["groups"]["kept"], "languages": {HOSTILE: 1.0}}
     report["flow"][0] = {"stage": HOSTILE, "rows_in": 3075, "rows_out": 3060, "reasons": {HOSTILE: 15}}
     report["time"][0]["stage"] = HOSTILE
-    report["map"]["sample_id"][0] = HOSTILE
     page = Page(report_page.render(report))
     scripts = [tag for tag, _ in page.tags if tag == "script"]
-    assert len(scripts) == 3 and not any(tag == "img" for tag, _ in page.tags)
+    assert len(scripts) == 5 and not any(tag == "img" for tag, _ in page.tags)
     assert not any(name.startswith("on") for _, attributes in page.tags for name in attributes)
     assert page.text().count("<img src=x onerror=alert(2)>") >= 10
     for chart in page.charts().values():  # Plotly reads markup in labels and hints: only our own line breaks are left
@@ -199,8 +220,23 @@ def test_every_value_one_level_down_may_be_missing() -> None:
             if isinstance(inner, dict):
                 for deep in inner:
                     report_page.render({**full, key: {**value, place: {**inner, deep: None}}})
-    for cell in ("eligible", "cut_ifd", "median_ifd", "exemplars"):
+    for cell in ("eligible", "cut_ifd", "median_ifd", "composition"):
         report_page.render({**full, "clusters": [{**full["clusters"][0], cell: None}]})
+    for name, value in full["composition"]["groups"]["kept"].items():
+        groups = {**full["composition"]["groups"], "kept": {**full["composition"]["groups"]["kept"], name: None}}
+        report = {**full, "composition": {**full["composition"], "groups": groups}}
+        assert "Undefined" not in Page(report_page.render(report)).text(), (name, value)
+
+
+def test_without_texts_no_text_is_in_the_page() -> None:
+    """`exemplars_per_cluster: 0` is a promise to whoever may not show the data."""
+    report = make_report()
+    report["samples"] = [
+        {k: v for k, v in one.items() if k not in ("instruction", "response")} for one in report["samples"]
+    ]
+    text = report_page.render(report)
+    assert "merge" not in text.replace(PLOTLY, "") and "exemplars_per_cluster" in text
+    assert report["samples"][0]["sample_id"] in text
 
 
 def test_numbers_that_are_not_finite_are_gaps() -> None:
@@ -263,14 +299,32 @@ def test_histogram_axis_follows_its_edges() -> None:
 
 
 def test_map_holds_every_point_once() -> None:
-    """Kept and dropped are separate traces of a cluster: a point lost or doubled would bend the picture."""
-    points = make_report(num_clusters=23)["map"]
-    data = report_page.map_chart(points)["data"]
-    assert sum(len(trace["x"]) for trace in data) == 2000
+    """Kept and dropped are separate traces of a cluster: a point lost or doubled would bend the picture, one with another's number opens
+    another's text."""
+    samples = make_report(num_clusters=23)["samples"]
+    data = report_page.map_chart(samples)["data"]
+    assert sorted(place for trace in data for place in trace["customdata"]) == list(range(2000))
+    for trace in data:
+        for place, x in zip(trace["customdata"], trace["x"], strict=True):
+            mine = samples[place]
+            assert (mine["x"], mine["cluster_id"], mine["reason"] == "selected") == (x, *trace["meta"].values())
     shown = [trace["name"] for trace in data if trace["showlegend"]]
     assert len(shown) == len(set(shown)) == 23
     looks = {trace["name"]: (trace["marker"]["color"], trace["marker"]["symbol"]) for trace in data[-23:]}
     assert len(set(looks.values())) == 23
+
+
+def test_shares_of_groups_by_hand() -> None:
+    """Languages beyond the commonest are added up, never dropped."""
+    many = {f"l{n:02d}": 0.05 for n in range(20)}
+    chart = report_page.shares_chart(
+        report_page._languages({"kept": {"languages": many}, "random": {"languages": {"cpp": 1.0}}})
+    )
+    kept, random = chart["data"]
+    assert sum(kept["x"]) == pytest.approx(1) and sum(random["x"]) == 1
+    assert random["x"][list(random["y"]).index("c++")] == 1 and kept["x"][
+        list(kept["y"]).index("others")
+    ] == pytest.approx(0.6)
 
 
 @pytest.mark.parametrize(

@@ -47,7 +47,9 @@ def lake(folder, num_parts=8, num_rows=150):
         names.append(f"part-{number:07d}.parquet")
         for stage, table in zip(("clean", "cluster", "score"), parts[-1], strict=True):
             commit_part(Folder(str(folder / stage)), names[-1], table, counts={})
-    found = {stage: Table(Folder(str(folder / stage)), tuple(names)) for stage in ("clean", "cluster", "score")}
+    manifest = {"rows": sum(len(part[0]) for part in parts)}
+    stages = ("clean", "cluster", "score")
+    found = {stage: Table(Folder(str(folder / stage)), tuple(names), manifest=manifest) for stage in stages}
     return Inputs(Lake((), ("a" * 12,)), found), parts
 
 

@@ -1,0 +1,71 @@
+"""Rows to look at: those of parts spread evenly over the lake, some hundred thousand however large it is.
+
+Whole parts, because a part is read whole whatever is wanted of it; spread in equal steps, because files next to each other are
+alike. The driver reads them itself, ahead in threads: 80 parts of 4 MiB take seconds, Ray's actors as long to start.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from raypipe.ops.composition import CANDIDATES
+from raypipe.ops.style import styles
+from raypipe.part import Table
+from raypipe.read_ahead import read_ahead
+
+SAMPLED_ROWS = 200_000
+
+
+def spread(parts: Sequence[str], num_rows: int, most: int = SAMPLED_ROWS) -> tuple[str, ...]:
+    """As many parts as hold about `most` of `num_rows` rows, the middle ones of equal runs; all, where they hold no more."""
+    count = min(len(parts), max(1, len(parts) * most // max(num_rows, 1)))
+    return tuple(parts[(2 * n + 1) * len(parts) // (2 * count)] for n in range(count))
+
+
+def gathered(tables: Sequence[Table], parts: Sequence[str], of: Callable[[pa.Table], pa.Table]) -> pa.Table:
+    """What `of` makes of each part, one after the other. It gets the columns of all tables side by side (of equal names the last), with
+    `part`, its place among `parts`, and `row`."""
+    made = []
+    with read_ahead(tables, parts) as ahead:
+        for number, part in enumerate(parts):
+            read = [table.read(part) for table in ahead]
+            columns = {name: table.column(name) for table in read for name in table.column_names}
+            place = {"part": np.full(len(read[0]), number, np.int32), "row": np.arange(len(read[0]), dtype=np.int32)}
+            made.append(of(pa.table({**columns, **place})))
+    return pa.concat_tables(made)
+
+
+def candidates(tables: Mapping[str, Table], parts: Sequence[str]) -> pa.Table:
+    """Scored samples that are not held out, with cluster, scores, reason and the styles of their responses (ops.style)."""
+    scores = ("ifd", "num_instruction_tokens", "num_response_tokens", "nll_conditional", "nll_unconditional")
+    read = [
+        tables["ingest"].only("sample_id", "response"),
+        tables["cluster"].only("cluster_id", "sq_distance"),
+        tables["score"].only(*scores),
+        tables["select"].only("reason"),
+    ]
+    return gathered(read, parts, _styled)
+
+
+def _styled(rows: pa.Table) -> pa.Table:
+    rows = rows.filter(pc.is_in(rows.column("reason"), pa.array(CANDIDATES)))
+    found = styles(rows.column("response"))
+    return pa.table({**_columns(rows.drop_columns("response")), **_columns(found)})
+
+
+def _columns(table: pa.Table) -> dict[str, pa.ChunkedArray]:
+    return dict(zip(table.column_names, table.columns, strict=True))
+
+
+def rows_at(table: Table, parts: Sequence[str], rows: pa.Table) -> pa.Table:
+    """The same rows of another of the lake's tables, in the order of `rows`, whose columns `part` and `row` say where they are."""
+    part_N, row_N = rows.column("part").to_numpy(), rows.column("row").to_numpy()
+    order = np.lexsort([row_N, part_N])
+    wanted = np.union1d(part_N, np.zeros(1, np.int32))  # one at least, for its columns
+    with read_ahead([table], [parts[n] for n in wanted]) as (ahead,):
+        found = [ahead.read(parts[n]).replace_schema_metadata().take(np.sort(row_N[part_N == n])) for n in wanted]
+    return pa.concat_tables(found).take(np.argsort(order))
