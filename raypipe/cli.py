@@ -42,13 +42,20 @@ def _run(options: argparse.Namespace) -> None:
     if len(done) == 1:
         print(_shown(done[0]), f"done in {seconds}", screen.summary(*_found(done[0])), sep="\n")
     else:
-        print(*map(_shown_run, done), f"done in {seconds}", *screen.kept(done), sep="\n\n")
+        print(*map(_shown_run, done), f"done in {seconds}", *_compared(done), sep="\n\n")
 
 
 def _shown_run(planned: pipeline.Plan) -> str:
     return "\n".join(
         [f"run {planned.config.name}", progress.stage_table(*_found(planned)), screen.summary(*_found(planned))]
     )
+
+
+def _compared(plans: Sequence[pipeline.Plan]) -> list[str]:
+    from raypipe import comparison  # loads Arrow and the pages
+
+    found = comparison.compare(plans)
+    return [comparison.shown(*found)] if found else []
 
 
 def _plan(options: argparse.Namespace) -> None:

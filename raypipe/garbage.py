@@ -1,6 +1,6 @@
-"""`raypipe gc`: folders of stages and sweeps that no run names, and temporary files of killed writers. Lists; deletes only when told to.
+"""`raypipe gc`: folders of stages, sweeps and comparisons that no run names, and temporary files of killed writers. Lists; deletes only when told to.
 
-A wrong root must never be emptied, so only `{known stage or sweep}-{12 hex digits}` qualifies; a folder is kept while a run's file
+A wrong root must never be emptied, so only `{known stage, sweep or compare}-{12 hex digits}` qualifies; a folder is kept while a run's file
 names it anywhere (also as the model of another run's config), or while its youngest object is younger than `min_age_h`. A
 run is recorded before its folders get their first object, and runs are read again before each folder is deleted.
 
@@ -29,7 +29,7 @@ from raypipe.store import Folder, Found
 log = logging.getLogger("raypipe")
 MIN_AGE_H = 24.0
 THREADS, TOGETHER = 16, 1000  # objects begun before an error ends a deletion
-NAME = re.compile(rf"(?:{'|'.join([*STAGE_NAMES, 'sweep'])})-[0-9a-f]{{12}}")
+NAME = re.compile(rf"(?:{'|'.join([*STAGE_NAMES, 'sweep', 'compare'])})-[0-9a-f]{{12}}")
 TEMPORARY = re.compile(r"\..+\.[0-9a-f]{32}")  # as raypipe.local names them; a checkpoint's .metadata is none
 
 

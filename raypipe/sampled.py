@@ -7,6 +7,7 @@ alike. The driver reads them itself, ahead in threads: 80 parts of 4 MiB take se
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import reduce
 
 import numpy as np
 import pyarrow as pa
@@ -33,32 +34,35 @@ def gathered(tables: Sequence[Table], parts: Sequence[str], of: Callable[[pa.Tab
     with read_ahead(tables, parts) as ahead:
         for number, part in enumerate(parts):
             read = [table.read(part) for table in ahead]
-            columns = {name: table.column(name) for table in read for name in table.column_names}
             place = {"part": np.full(len(read[0]), number, np.int32), "row": np.arange(len(read[0]), dtype=np.int32)}
-            made.append(of(pa.table({**columns, **place})))
+            made.append(of(reduce(beside, [*read, pa.table(place)])))
     return pa.concat_tables(made)
 
 
-def candidates(tables: Mapping[str, Table], parts: Sequence[str]) -> pa.Table:
-    """Scored samples that are not held out, with cluster, scores, reason and the styles of their responses (ops.style)."""
+def styled(ingest: Table, parts: Sequence[str]) -> pa.Table:
+    """Of every row its sample_id, the styles of its response (ops.style), and where it is."""
+
+    def without_text(rows: pa.Table) -> pa.Table:
+        return beside(rows.drop_columns("response"), styles(rows.column("response")))
+
+    return gathered([ingest.only("sample_id", "response")], parts, without_text)
+
+
+def candidates(tables: Mapping[str, Table], parts: Sequence[str], known: pa.Table) -> pa.Table:
+    """Scored samples that are not held out: of `known`, which is what `styled` gave, with cluster, scores and select's reason."""
     scores = ("ifd", "num_instruction_tokens", "num_response_tokens", "nll_conditional", "nll_unconditional")
     read = [
-        tables["ingest"].only("sample_id", "response"),
         tables["cluster"].only("cluster_id", "sq_distance"),
         tables["score"].only(*scores),
         tables["select"].only("reason"),
     ]
-    return gathered(read, parts, _styled)
+    rows = beside(gathered(read, parts, lambda rows: rows), known)
+    return rows.filter(pc.is_in(rows.column("reason"), pa.array(CANDIDATES)))
 
 
-def _styled(rows: pa.Table) -> pa.Table:
-    rows = rows.filter(pc.is_in(rows.column("reason"), pa.array(CANDIDATES)))
-    found = styles(rows.column("response"))
-    return pa.table({**_columns(rows.drop_columns("response")), **_columns(found)})
-
-
-def _columns(table: pa.Table) -> dict[str, pa.ChunkedArray]:
-    return dict(zip(table.column_names, table.columns, strict=True))
+def beside(table: pa.Table, other: pa.Table) -> pa.Table:
+    """Columns of both, of equal names the other's."""
+    return pa.table({name: each.column(name) for each in (table, other) for name in each.column_names})
 
 
 def rows_at(table: Table, parts: Sequence[str], rows: pa.Table) -> pa.Table:

@@ -48,25 +48,6 @@ def summary(folders: Mapping[str, Folder], manifests: Manifests) -> str:
     return "\n".join(lines)
 
 
-def kept(plans: Sequence[Plan]) -> list[str]:
-    """What each of several runs keeps, as a table; nothing where select is not finished in all."""
-    found = [(planned.config.name, planned["select"].manifest) for planned in plans]
-    rows = [
-        (
-            name,
-            f"{selected:,}",
-            f"{selected / manifest['rows']:.1%}",
-            f"{tokens:,.0f}",
-            f"{tokens / max(selected, 1):.1f}",
-        )
-        for name, manifest in found
-        if manifest is not None
-        for selected, tokens in [(manifest["counts"].get("selected", 0), manifest["figures"]["kept_tokens"])]
-    ]
-    heads = ("run", "kept", "of all rows", "tokens", "tokens a sample")
-    return [aligned([heads, *rows], right=range(1, len(heads)))] if len(rows) == len(plans) else []
-
-
 def cost_words(planned: Plan) -> list[str]:
     """What is left of scoring: rows, tokens, time, accelerator-hours (CPU-hours without accelerators), each with its 95 % interval."""
     if planned["score"].done:

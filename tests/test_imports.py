@@ -79,6 +79,7 @@ MAY_IMPORT = {  # of raypipe, beside itself; a module that is not here may impor
     "records": {"errors", "recipes", "s3", "stage", "store"},
     "explanation": {"config", "errors", "ops", "part", "records", "stage", "store"},
     "progress": {"cost", "owner", "records", "screen", "stage", "store"},
+    "comparison": {"identity", "ops", "part", "pipeline", "sampled", "screen", "stage", "store"},
     "sweep": {
         "config",
         "errors",

@@ -7,8 +7,10 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import sync_playwright
 
+from raypipe.ops import comparison_page
 from raypipe.ops.sweep_page import render
 from tests.lakes import stage_folder
+from tests.ops.test_comparison_page import make_comparison
 from tests.ops.test_sweep_page import make_sweep
 
 SCREENSHOTS = Path(__file__).parent / "screenshots"
@@ -37,6 +39,16 @@ def test_a_sweep_opens_without_an_error(tmp_path, scheme):
     drawn, text = opened(tmp_path / "index.html", "sweep", scheme)
     assert drawn >= 6
     for word in ("disagree", "Silhouette", "Calinski-Harabasz", "BIC", "Stability", "k = 20", "sweep-k"):
+        assert word.lower() in text.lower(), word
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_a_comparison_opens_without_an_error(tmp_path, scheme):
+    """As above; a chart for each figure."""
+    (tmp_path / "index.html").write_text(comparison_page.render(make_comparison()), encoding="utf-8")
+    drawn, text = opened(tmp_path / "index.html", "comparison", scheme)
+    assert drawn >= len(comparison_page.FIGURES)
+    for word in ("night@0.3", "docstrings", "What each run keeps"):
         assert word.lower() in text.lower(), word
 
 

@@ -2,9 +2,14 @@
 
 import gzip
 import json
+import re
 import shutil
 
+import pandas
+import pytest
+
 from raypipe import read
+from raypipe.ops.style import STYLES
 from tests.lakes import manifest, raypipe, stage_folder, write_config
 
 
@@ -15,13 +20,28 @@ def test_a_list_of_fractions_makes_a_run_each(finished, tmp_path):
     before = {path.name for path in root.iterdir()}
     done = raypipe("run", finished[1], f"storage.root={root}", "select.keep_fraction=[0.4,0.2]", "--until", "select")
     assert done.returncode == 0, done.stderr
-    assert len({path.name for path in root.iterdir()} - before) == 1  # of 0.2: 0.4 is the finished run's
+    new = sorted({path.name for path in root.iterdir()} - before)
+    assert [name.partition("-")[0] for name in new] == ["compare", "select"]  # of 0.2: 0.4 is the finished run's
     assert stage_folder(root, "select", "test@0.4") == stage_folder(root, "select")
     table = [line.split() for line in done.stdout.split("\n\n")[-1].splitlines()]
-    assert [row[:2] for row in table[1:]] == [
+    assert [row[:2] for row in table[2:4]] == [
         [f"test@{fraction}", str(manifest(root, "select", f"test@{fraction}")["counts"]["selected"])]
         for fraction in (0.4, 0.2)
     ]
+    assert table[-1] == ["page", str(root / new[0] / "index.html")]
+    found = json.loads((root / new[0] / "compare.json").read_text())
+    everything, *runs = found["rows"]
+    assert [run["samples"] for run in runs] == [run["kept"] for run in runs]  # a small lake is measured whole
+    for run in runs:
+        rows = kept_rows(root, run["run"])
+        assert run["response_tokens"]["median"] == rows["num_response_tokens"].median()
+        assert run["comments"] == pytest.approx(
+            rows["response"].map(lambda text: bool(re.search(STYLES["comments"], text))).mean()
+        )
+        assert run["tokens"] == (rows["num_response_tokens"] + rows["num_instruction_tokens"]).sum()
+    assert everything["samples"] > runs[0]["samples"] > runs[1]["samples"]
+    again = raypipe("run", finished[1], f"storage.root={root}", "select.keep_fraction=[0.4,0.2]", "--until", "select")
+    assert again.stdout.split("\n\n")[-1] == done.stdout.split("\n\n")[-1]
     kept = [
         set(read(str(root), "select", f"test@{fraction}").to_table().to_pandas().query("selected").sample_id)
         for fraction in (0.2, 0.4)
@@ -29,6 +49,17 @@ def test_a_list_of_fractions_makes_a_run_each(finished, tmp_path):
     assert kept[0] < kept[1]
     one = raypipe("status", root)
     assert one.returncode == 0 and "run test@0.2" in one.stdout
+
+
+def kept_rows(root, run):
+    """Texts and scores of what a run keeps, put together apart from raypipe's own way."""
+    tables = [read(str(root), stage, run).to_table().to_pandas() for stage in ("ingest", "score", "select")]
+    columns = [
+        tables[0][["response"]],
+        tables[1][["num_response_tokens", "num_instruction_tokens"]],
+        tables[2][["selected"]],
+    ]
+    return pandas.concat(columns, axis=1).query("selected")
 
 
 def test_carried_fields_reach_clean_as_text(tmp_path, random_model, embedder):

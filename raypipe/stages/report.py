@@ -24,7 +24,7 @@ from raypipe.ops.report_page import render
 from raypipe.ops.selection import BY_CLUSTER, IFD_TOO_HIGH, SELECTED
 from raypipe.ops.text import draw, id_words
 from raypipe.ops.warnings import said
-from raypipe.sampled import candidates, rows_at, spread
+from raypipe.sampled import candidates, rows_at, spread, styled
 from raypipe.stage import Inputs, Result
 from raypipe.store import Folder
 
@@ -49,7 +49,7 @@ def run(config: Config, inputs: Inputs, out: Folder) -> Result:
     num_clusters = len(inputs["cluster"].manifest["summary"]["cluster_sizes"])
     figures: Figures = fold_parts(Measure(num_clusters, config.report.exemplars_per_cluster), tables, pool=Pool())
     parts = spread(inputs["ingest"].parts, inputs["ingest"].manifest["rows"])
-    rows = candidates(inputs.tables, parts)
+    rows = candidates(inputs.tables, parts, styled(inputs["ingest"], parts))
     shown = rows.take(np.argsort(draw(id_words(rows.column("sample_id")), LOOK))[:SHOWN_SAMPLES])
     texts = rows_at(inputs["ingest"].only("instruction", "response"), parts, shown)
     of_all, of_clusters = _composition(rows, config.seed, num_clusters)
