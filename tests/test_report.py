@@ -1,0 +1,86 @@
+"""The report of a finished run: its figures against pandas, and what it may not hold."""
+
+import json
+import re
+import shutil
+
+import pandas
+import pytest
+
+from raypipe import read
+from raypipe.ops.style import STYLES
+from tests.lakes import manifest, raypipe, stage_folder
+
+CANDIDATES = ("selected", "below_cut", "ifd_too_high", "ifd_too_low")
+
+
+def rows_of(root):
+    """Texts, scores, clusters and reasons of all rows, put together apart from raypipe's own way."""
+    columns = {
+        "ingest": ["sample_id", "instruction", "response"], "cluster": ["cluster_id"], "select": ["reason"],
+        "score": ["num_response_tokens", "num_instruction_tokens", "ifd", "nll_conditional"],
+    }  # fmt: skip
+    return pandas.concat(
+        [read(str(root), stage).to_table().to_pandas()[names] for stage, names in columns.items()], axis=1
+    )
+
+
+def test_what_selection_did_agrees_with_pandas(finished):
+    """Who decides by these figures to train or not must be able to trust them to the sample."""
+    root = finished[0] / "root"
+    report, rows = json.loads((stage_folder(root, "report") / "report.json").read_text()), rows_of(root)
+    found = report["composition"]
+    candidates = rows[rows["reason"].isin(CANDIDATES)]
+    assert found["measured_samples"] == len(candidates) and found["measured_parts"] == found["num_parts"]
+    for name, some in (
+        ("kept", candidates[candidates["reason"] == "selected"]),
+        ("dropped", candidates[candidates["reason"] != "selected"]),
+    ):
+        group = found["groups"][name]
+        assert group["samples"] == len(some)
+        assert group["response_tokens"]["median"] == some["num_response_tokens"].median()
+        assert group["instruction_tokens"]["mean"] == pytest.approx(some["num_instruction_tokens"].mean())
+        for style, pattern in STYLES.items():
+            share = some["response"].map(lambda text, pattern=pattern: bool(re.search(pattern, text))).mean()
+            assert group[style] == pytest.approx(share), style
+        assert sum(group["languages"].values()) == pytest.approx(1)
+        for cluster in report["clusters"]:
+            mine = some[some["cluster_id"] == cluster["cluster_id"]]
+            assert cluster["composition"][name]["samples"] == len(mine)
+            assert cluster["composition"][name]["response_tokens"] == pytest.approx(mine["num_response_tokens"].mean())
+    assert found["groups"]["random"]["samples"] == found["groups"]["kept"]["samples"]
+
+
+def test_every_sample_shown_is_what_the_lake_holds(finished):
+    """A text beside another sample's numbers would be found by nobody."""
+    root = finished[0] / "root"
+    report = json.loads((stage_folder(root, "report") / "report.json").read_text())
+    rows = rows_of(root).drop_duplicates("sample_id").set_index("sample_id")
+    assert len({one["sample_id"] for one in report["samples"]}) == len(report["samples"]) > 100
+    near = [one for one in report["samples"] if one.get("near_centre")]
+    assert {one["cluster_id"] for one in near} == set(range(4)) and len(near) <= 20
+    for one in report["samples"]:
+        row = rows.loc[one["sample_id"]]
+        assert [one[name] for name in ("instruction", "cluster_id", "reason", "ifd", "response_tokens")] == [
+            row[name] for name in ("instruction", "cluster_id", "reason", "ifd", "num_response_tokens")
+        ]
+        assert row["response"].startswith(one["response"][:2000]) and one["ppl_conditional"] >= 1
+    warnings = [
+        text
+        for stage in ("cluster", "select", "pack", "train")
+        for text in manifest(root, stage)["summary"]["warnings"]
+    ]
+    assert report["warnings"] == warnings and all(f"! {text}" in finished[2].stdout for text in warnings)
+
+
+def test_no_text_where_none_is_asked_for(finished, tmp_path):
+    """`exemplars_per_cluster: 0` is a promise: the page may be shown to those who may not see the data."""
+    root = tmp_path / "root"
+    shutil.copytree(finished[0] / "root", root)
+    done = raypipe("run", finished[1], f"storage.root={root}", "report.exemplars_per_cluster=0")
+    assert done.returncode == 0, done.stderr
+    folder = stage_folder(root, "report")
+    page, numbers = (folder / "index.html").read_text(), (folder / "report.json").read_text()
+    for _, row in rows_of(root).iterrows():
+        assert row["instruction"][:60] not in page and row["instruction"][:60] not in numbers
+    assert len(json.loads(numbers)["samples"]) > 100 and "This report shows no texts" in page
