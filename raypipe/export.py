@@ -1,32 +1,26 @@
 """`raypipe export`: what a run selected, as files that other trainers load, with a dataset card.
 
 `DIR/data/{split}-00000-of-00012.jsonl` is where the Hub and `datasets` look for splits: train is what was selected, test what was held
-out. A shard is one Ray task, which reads some neighbouring parts and puts one file. export.json comes first and says of what the folder
-is; the card comes last and is the sign that it is whole. So a killed export goes on, and one that is there starts no Ray.
-
-Cost: the texts of a part are read once for each split; a task holds the samples of its shard, and the file.
+out. One Ray task makes and puts one file. export.json comes first and says of what the folder is; the card comes last and is the sign
+that it is whole. So a killed export goes on, and one that is there starts no Ray.
 """
 
 from __future__ import annotations
 
 import json
-import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import accumulate, groupby
 from typing import Any
-
-import pyarrow as pa
-import pyarrow.compute as pc
 
 from raypipe import pipeline
 from raypipe.config import Config
 from raypipe.errors import ConfigError
+from raypipe.export_files import SPLITS, Shard, count_values, planned_shards, write_shard
 from raypipe.ops import dataset_card, formats
-from raypipe.ops.selection import HELD_OUT, SELECTED
 from raypipe.part import Table
+from raypipe.recipes import STAGE_NAMES
 from raypipe.s3 import patience
 from raypipe.screen import aligned, size
 from raypipe.session import ray_session
@@ -34,18 +28,9 @@ from raypipe.stage import open_table
 from raypipe.store import Folder
 
 VERSION = 1  # raised whenever the same rows give other files
-SPLITS = {"train": SELECTED, "test": HELD_OUT}  # by the reason that select gives
-SHARD_SAMPLES, SHARD_TOKENS = 50_000, 25_000_000  # the tokens are about 100 MB of text
 RECIPE, CARD, DATA = "export.json", "README.md", "data"
 
 Splits = Mapping[str, Mapping[str, int]]  # samples, shards and bytes of each
-
-
-@dataclass(frozen=True)
-class Shard:
-    split: str
-    name: str  # of its file
-    parts: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -63,8 +48,8 @@ def export(config: Config, place: str, form: str) -> Export:
         tables = _tables(planned)
         shards = planned_shards(tables["select"].manifest["parts"], formats.suffix(form))
         out, recipe = Folder.at(place, config.storage.endpoint), _recipe(planned, form, shards)
-        _check_free(out, recipe, shards)
-        out.put(RECIPE, json.dumps(recipe, indent=1).encode())  # a folder that refuses does so now
+        _check_free(out, told := json.dumps(recipe, indent=1).encode(), shards)
+        out.put(RECIPE, told)  # a folder that refuses does so now
         there = set((out / DATA).list())
         left = [shard for shard in shards if shard.name not in there]
         was_there = not left and out.has(CARD)
@@ -81,48 +66,6 @@ def shown(made: Export) -> str:
         rows.append((name, f"{split['samples']:,}", f"{split['shards']:,}", size(split["bytes"])))
     said = f"export  {made.folder.path}  ({made.form}{', whole already: nothing was done' * made.was_there})"
     return "\n".join([aligned(rows, right={1, 2, 3}), f"card    {made.folder.uri(CARD)}", said])
-
-
-def planned_shards(parts: Sequence[Mapping[str, Any]], suffix: str) -> list[Shard]:
-    """Parts as select's manifest lists them to shards of about equal numbers of samples, none empty; by split, in order."""
-    selected, tokens = (
-        sum(_count(part, "train") for part in parts),
-        sum(part["figures"]["kept_tokens"] for part in parts),
-    )
-    most = min(SHARD_SAMPLES, SHARD_TOKENS * selected / max(tokens, 1))  # samples
-    shards = []
-    for split in SPLITS:
-        mine = [part for part in parts if _count(part, split)]
-        before = [0, *accumulate(_count(part, split) for part in mine)]
-        wanted = math.ceil(before[-1] / max(most, 1))
-        by_place = groupby(zip(mine, before, strict=False), key=lambda pair: pair[1] * wanted // before[-1])
-        groups = [tuple(part["name"] for part, _ in group) for _, group in by_place]
-        names = (f"{split}-{number:05d}-of-{len(groups):05d}.{suffix}" for number in range(len(groups)))
-        shards += [Shard(split, name, group) for name, group in zip(names, groups, strict=True)]
-    return shards
-
-
-def write_shard(shard: Shard, *, tables: Mapping[str, Table], out: Folder, form: str) -> None:
-    found = []
-    for part in shard.parts:
-        read = {stage: table.read(part) for stage, table in tables.items()}
-        kept = pc.equal(read.pop("select").column("reason"), SPLITS[shard.split])
-        found.append(formats.beside(**read).filter(kept))
-    out.put(shard.name, formats.encoded(pa.concat_tables(found), form))
-
-
-def count_values(shard: Shard, *, columns: Table, select: Table) -> list[Counter[str | None]]:
-    """How often the samples of a shard have each value of each column."""
-    counts: list[Counter[str | None]] = [Counter() for _ in columns.columns or ()]
-    for part in shard.parts:
-        kept = columns.read(part).filter(pc.equal(select.read(part).column("reason"), SPLITS[shard.split]))
-        for counter, column in zip(counts, kept.columns, strict=True):
-            counter.update({item["values"]: item["counts"] for item in pc.value_counts(column).to_pylist()})
-    return counts
-
-
-def _count(part: Mapping[str, Any], split: str) -> int:
-    return int(part["counts"].get(SPLITS[split], 0))
 
 
 def _tables(planned: pipeline.Plan) -> dict[str, Table]:
@@ -144,14 +87,14 @@ def _recipe(planned: pipeline.Plan, form: str, shards: Sequence[Shard]) -> dict[
     }
 
 
-def _check_free(out: Folder, recipe: Mapping[str, Any], shards: Sequence[Shard]) -> None:
+def _check_free(out: Folder, recipe: bytes, shards: Sequence[Shard]) -> None:
     """ConfigError for a folder of anything else. Names with a dot in front, as a clone of a repository has, may be there."""
     found = out.find(RECIPE)
-    if found and (other := json.loads(found)) != recipe:
-        differs = ", ".join(
-            f"{key} {other.get(key)!r}, wanted {recipe[key]!r}" for key in recipe if other.get(key) != recipe[key]
+    if found not in (None, recipe):
+        got, wanted = (" ".join(data.decode(errors="replace").split())[:400] for data in (found or b"", recipe))
+        raise ConfigError(
+            f"export: {out.uri(RECIPE)} is of another export: got {got}, wanted {wanted}. Give another folder"
         )
-        raise ConfigError(f"export: {out.uri(RECIPE)} is of another export: got {differs}. Give another folder")
     known = {RECIPE, CARD, DATA, *(f"{DATA}/{shard.name}" for shard in shards)} if found else {DATA}
     there = [name for name in (*out.list(), *(f"{DATA}/{name}" for name in (out / DATA).list())) if name not in known]
     if there:
@@ -192,26 +135,19 @@ def _splits(out: Folder, recipe: Mapping[str, Any]) -> dict[str, dict[str, int]]
 
 
 def _account(
-    planned: pipeline.Plan, form: str, splits: Splits, licences: Mapping[str, Counter[str | None]]
+    asked: Config, planned: pipeline.Plan, form: str, splits: Splits, licences: Mapping[str, Counter[str | None]]
 ) -> dict[str, Any]:
     """What the card is made of."""
-    config, manifests = planned.config, {step.stage.name: step.manifest for step in planned.stages if step.manifest}
-    select, without = manifests["select"], {"storage", "resources", "pack", "train", "report"}
-    settings = asked.model_dump(
-        mode="json", exclude=without
-    )  # as a user may give them: the plan's name models on S3 by etags
-    settings["score"]["backend"] = config.score.backend
+    before = planned.stages[: STAGE_NAMES.index("pack")]
+    settings = asked.model_dump(mode="json", exclude={"storage", "resources", "pack", "train", "report"})
+    settings["score"]["backend"] = planned.config.score.backend  # else as asked: the plan names models on S3 by etags
     return {
-        "config": config,
+        "config": planned.config,
         "settings": settings,
         "format": form,
-        "features": formats.features(form, config.ingest.carry),
+        "features": formats.features(form, asked.ingest.carry),
         "splits": splits,
-        "counts": {stage: manifest["counts"] for stage, manifest in manifests.items()},
-        "num_clusters": len(manifests["cluster"]["summary"]["cluster_sizes"]),
-        "folders": [planned[stage].folder.name for stage in ("ingest", "clean", "embed", "cluster", "score", "select")],
-        "lake": planned.lake.digest,
-        "version": select["packages"].get("raypipe"),
-        "finished": select["finished"],
+        "manifests": {step.stage.name: step.manifest for step in before},
+        "folders": [step.folder.name for step in before],
         "licences": {name: counts.most_common() for name, counts in licences.items()},
     }

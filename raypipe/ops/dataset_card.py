@@ -33,16 +33,20 @@ LICENCES_SHOWN = 50  # of each column, the most frequent first
 
 
 def render(account: Mapping[str, Any]) -> str:
-    config, counts = account["config"], account["counts"]
-    rejected = {name: count for name, count in counts["ingest"].items() if name != "ok"}
+    config, select = account["config"], account["manifests"]["select"]
+    counts = {stage: manifest["counts"] for stage, manifest in account["manifests"].items()}
+    num_clusters = len(account["manifests"]["cluster"]["summary"]["cluster_sizes"])
     text: str = _template().render(
-        **account,
+        account,
         front=front_matter(account),
-        ingest=config.ingest,
-        rejected=rejected,
+        counts=counts,
         rows_read=sum(counts["ingest"].values()),
         scored=counts["score"].get("ok", 0) + counts["score"].get("truncated", 0),
-        rule=rule_words(config.select, config.seed, account["num_clusters"]),
+        num_clusters=num_clusters,
+        rule=rule_words(config.select, config.seed, num_clusters),
+        lake=select["lake"],
+        finished=select["finished"],
+        version=select["packages"].get("raypipe"),
         settings=_yaml(account["settings"]),
         reasons=REASONS,
         shown=LICENCES_SHOWN,
