@@ -16,7 +16,7 @@ from typing import Any
 
 from raypipe import pipeline
 from raypipe.config import Config
-from raypipe.errors import ConfigError
+from raypipe.errors import ConfigError, StorageError
 from raypipe.export_files import SPLITS, Shard, count_values, planned_shards, write_shard
 from raypipe.ops import dataset_card, formats
 from raypipe.part import Table
@@ -53,10 +53,11 @@ def export(config: Config, place: str, form: str) -> Export:
         there = set((out / DATA).list())
         left = [shard for shard in shards if shard.name not in there]
         was_there = not left and out.has(CARD)
+    licences = {} if was_there else _written(tables, shards, left, out / DATA, form, config.ingest.carry)
+    splits = _splits(out, recipe, shards)
     if not was_there:
-        licences = _written(tables, shards, left, out / DATA, form, config.ingest.carry)
-        out.put(CARD, dataset_card.render(_account(config, planned, form, _splits(out, recipe), licences)).encode())
-    return Export(out, form, _splits(out, recipe), was_there)
+        out.put(CARD, dataset_card.render(_account(config, planned, form, splits, licences)).encode())
+    return Export(out, form, splits, was_there)
 
 
 def shown(made: Export) -> str:
@@ -127,11 +128,18 @@ def _written(
     return {name: sum(counts, Counter()) for name, counts in zip(named, zip(*counted, strict=True), strict=True)}
 
 
-def _splits(out: Folder, recipe: Mapping[str, Any]) -> dict[str, dict[str, int]]:
-    sizes = Counter[str]()
-    for file in (out / DATA).walk():
-        sizes[file.uri.rpartition("/")[2].partition("-")[0]] += file.size
-    return {split: {**counts, "bytes": sizes[split]} for split, counts in recipe["splits"].items()}
+def _splits(out: Folder, recipe: Mapping[str, Any], shards: Sequence[Shard]) -> dict[str, dict[str, int]]:
+    """StorageError where a file is not there that a task has put: on another machine's disk."""
+    sizes = {file.uri.rpartition("/")[2]: file.size for file in (out / DATA).walk()}
+    if lost := [shard.name for shard in shards if shard.name not in sizes]:
+        raise StorageError(
+            f"{out.uri(DATA)}: {lost[0]} was written and is not there ({len(lost):,} of {len(shards):,} files). Give a folder that "
+            "every node sees, or s3://"
+        )
+    sums = Counter[str]()
+    for shard in shards:
+        sums[shard.split] += sizes[shard.name]
+    return {split: {**counts, "bytes": sums[split]} for split, counts in recipe["splits"].items()}
 
 
 def _account(

@@ -169,6 +169,15 @@ def test_a_lost_file_is_missed_and_made_again(finished, exported, tmp_path, few,
     assert tree(out) == tree(exported["alpaca"]) and [shard.name for shard in made] == [lost.name]
 
 
+def test_a_disk_that_other_machines_do_not_see(finished, tmp_path, few, monkeypatch, capsys):
+    """On a cluster a folder of this machine would end as a card of no files."""
+    without_ray(monkeypatch)
+    monkeypatch.setattr(items, "map_items", lambda function, work, **_: [])
+    assert main(["export", str(finished[1]), str(tmp_path / "out")]) == 4
+    assert "train-00000-of-0000" in (said := capsys.readouterr().err) and "Give a folder that every node sees" in said
+    assert not (tmp_path / "out" / "README.md").exists()
+
+
 def without_ray(monkeypatch, done=None):
     """Items one after the other, in this process."""
 
@@ -210,6 +219,8 @@ def test_a_folder_of_something_else(finished, tmp_path, no_ray, capsys):
         (tmp_path / name).write_text("")
     assert main(["export", str(finished[1]), str(tmp_path)]) == 2
     assert f"got {tmp_path} with README.md, a, b and 1 more in it, wanted an empty" in capsys.readouterr().err
+    assert main(["export", str(finished[1]), str(tmp_path / "a")]) == 4
+    assert "A file stands where a folder is wanted: choose another place" in capsys.readouterr().err
 
 
 def test_select_must_be_finished(finished, tmp_path, no_ray, capsys):
