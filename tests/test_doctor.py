@@ -76,7 +76,7 @@ def test_one_call_shows_every_fault(config, tmp_path):
     done = raypipe("doctor", config, *words)
     failed = {line[6:22].strip(): line for line in done.stdout.splitlines() if line.startswith("FAIL")}
     assert list(failed) == ["model", "embed.model", "lake", "root: write"] and done.returncode == 2
-    assert "no config.json" in failed["model"] and "choose another place" in failed["root: write"]
+    assert "no config.json" in failed["model"] and "choose another storage.root" in failed["root: write"]
     assert raypipe("doctor", config, f"storage.root={tmp_path}/file/root").returncode == 2  # the model's
     (tmp_path / "model" / "config.json").write_text("{}")
     assert raypipe("doctor", config, f"storage.root={tmp_path}/file/root").returncode == 4

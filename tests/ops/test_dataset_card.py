@@ -135,6 +135,23 @@ def test_the_rule_in_words(keys, wanted):
     assert dataset_card.rule_words(Select.model_validate(keys), 7, 4) == wanted
 
 
+@pytest.mark.parametrize("form", formats.FORMATS)
+@pytest.mark.parametrize("template", ["chat", "alpaca", "it's {instruction}\n```\n"])
+def test_the_code_it_shows_is_python(form, template):
+    """It is the first thing that a reader tries. Rows become what TRL reads, by the template of the run."""
+    splits = {"train": {"samples": 30, "shards": 2, "bytes": 3000}}
+    card = dataset_card.render(account(format=form, config={"template": template}, splits=splits))
+    assert "split: test" not in card and "- held out" not in card
+    blocks = [token.content for token in MarkdownIt().parse(card) if token.type == "fence" and token.info == "python"]
+    assert len(blocks) == (1 if form == "messages" else 2)
+    if form != "messages":
+        exec(blocks[1].split("train = ")[0], shown := {})
+        row = shown["to_prompt"]({"instruction": "I", "output": "R", "response": "R"})
+        text = account(config={"template": template})["config"].template
+        chat = {"prompt": [{"role": "user", "content": "I"}], "completion": [{"role": "assistant", "content": "R"}]}
+        assert row == (chat if text == "chat" else {"prompt": text.replace("{instruction}", "I"), "completion": "R"})
+
+
 def test_the_settings_are_a_config():
     """Who makes it again pastes them: keys and values as the file has them, no storage, nothing of this cluster."""
     card = dataset_card.render(account())
