@@ -14,6 +14,7 @@ from raypipe.config_file import load_config, load_configs
 from raypipe.doctor import checks
 from raypipe.errors import ConfigError, RaypipeError, Stopped
 from raypipe.explanation import explain
+from raypipe.ops.formats import FORMATS
 from raypipe.s3 import patience
 from raypipe.store import Folder
 
@@ -92,6 +93,14 @@ def _sweep_k(options: argparse.Namespace) -> None:
         print(sweep.shown(*sweep.sweep(config, numbers)))
 
 
+def _export(options: argparse.Namespace) -> None:
+    from raypipe import export
+
+    config = load_config(options.config, options.overrides)
+    with stopping.listening():
+        print(export.shown(export.export(config, options.dir, options.format)))
+
+
 def _words_and_config(options: argparse.Namespace) -> tuple[list[str], Config]:
     """Of a verb that takes words of its own beside overrides."""
     overrides = [word for word in options.overrides if "=" in word]
@@ -164,12 +173,17 @@ def _parser() -> argparse.ArgumentParser:
     explain = verbs.add_parser("explain", help="what happened to a sample at every stage, in words")
     explain.add_argument("--text", metavar="TEXT", help="words of its instruction, in place of its id")
     explain.set_defaults(verb=_explain)
+    export = verbs.add_parser("export", help="the selection as files for other trainers, with a dataset card")
+    export.add_argument("--format", choices=FORMATS, default=FORMATS[0], help="of the files (default: %(default)s)")
+    export.set_defaults(verb=_export)
     doctor = verbs.add_parser("doctor", help="versions, accelerators, credentials, reach of every path of a config")
     doctor.set_defaults(verb=_doctor)
-    for with_config in (run, plan, sweep_k, explain, doctor):
+    for with_config in (run, plan, sweep_k, explain, export, doctor):
         with_config.add_argument(
             "config", metavar="CONFIG", help="YAML file", nargs="?" if with_config is doctor else None
         )
+        if with_config is export:
+            export.add_argument("dir", metavar="DIR", help="folder or s3:// URL, empty or with this export begun")
         words = {sweep_k: "K | key.path=value", explain: "SAMPLE_ID | key.path=value"}.get(
             with_config, "key.path=value"
         )

@@ -162,11 +162,11 @@ def _temporary(uri: str) -> Iterator[BinaryIO]:
 _REMEDY = {
     errno.EACCES: "Give this user the right to it, or choose another place",
     errno.EPERM: "Give this user the right to it, or choose another place",
-    errno.EROFS: "The file system is read-only: choose another storage.root",
+    errno.EROFS: "The file system is read-only: choose another storage.root, or DIR",
     errno.ENOSPC: "The disk is full: free space and run again, committed parts are kept",
     errno.EDQUOT: "The quota is used up: free space and run again, committed parts are kept",
-    errno.ENOTDIR: "A part of this path is a file, wanted a folder: choose another storage.root",
-    errno.EEXIST: "A file stands where a folder is wanted: choose another storage.root",
+    errno.ENOTDIR: "A part of this path is a file, wanted a folder: choose another storage.root, or DIR",
+    errno.EEXIST: "A file stands where a folder is wanted: choose another storage.root, or DIR",
     errno.ENOENT: "It is not there. Was it removed while a run used it?",
 }
 

@@ -95,6 +95,22 @@ MAY_IMPORT = {  # of raypipe, beside itself; a module that is not here may impor
         "stopping",
         "store",
     },
+    "export_files": {"ops", "part", "store"},
+    "export": {
+        "config",
+        "errors",
+        "export_files",
+        "items",
+        "ops",
+        "part",
+        "pipeline",
+        "recipes",
+        "s3",
+        "screen",
+        "session",
+        "stage",
+        "store",
+    },
     "garbage": {"errors", "local", "recipes", "records", "screen", "store"},
     "machine": {"container", "errors", "identity", "local", "screen"},
     "reach": {"config", "errors", "identity", "lake", "local", "machine", "s3", "s3_errors", "screen", "store"},
@@ -145,7 +161,9 @@ def test_no_stage_imports_another():
         assert not stages, path.name
 
 
-@pytest.mark.parametrize("module", ["raypipe", "raypipe.cli", "raypipe.pipeline", "raypipe.doctor", "raypipe.sweep"])
+@pytest.mark.parametrize(
+    "module", ["raypipe", "raypipe.cli", "raypipe.pipeline", "raypipe.doctor", "raypipe.sweep", "raypipe.export"]
+)
 def test_light_imports(module):
     """A finished run, `plan` and `status` answer in a second or two; importing torch alone takes longer."""
     code = f"import {module}, sys; print([name for name in {HEAVY!r} if name in sys.modules])"
