@@ -8,6 +8,7 @@ from typing import Any
 from raypipe.cost import MEASURE
 from raypipe.identity import package_versions
 from raypipe.ops.estimate import Interval
+from raypipe.ops.ifd import num_scored
 from raypipe.ops.warnings import said
 from raypipe.pipeline import Plan, cost_of_scoring
 from raypipe.store import Folder
@@ -107,8 +108,7 @@ def _ingest_words(found: Manifests) -> list[str]:
 
 
 def _score_words(found: Manifests) -> list[str]:
-    counts = found["score"]["counts"]
-    line = f"{counts.get('ok', 0):,} scored"
+    line = f"{num_scored(found['score']):,} scored"
     if "select" in found:
         select, read = found["select"]["counts"], sum(found["ingest"]["counts"].values())
         high, kept, max_ifd = (

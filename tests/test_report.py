@@ -8,7 +8,13 @@ import pandas
 import pytest
 
 from raypipe import read
+from raypipe.lake import Lake
+from raypipe.ops.ifd import num_scored
 from raypipe.ops.style import STYLES
+from raypipe.part import Table
+from raypipe.stage import Inputs
+from raypipe.stages import report
+from raypipe.store import Folder
 from tests.lakes import manifest, raypipe, stage_folder
 
 CANDIDATES = ("selected", "below_cut", "ifd_too_high", "ifd_too_low")
@@ -28,8 +34,8 @@ def rows_of(root):
 def test_what_selection_did_agrees_with_pandas(finished):
     """Who decides by these figures to train or not must be able to trust them to the sample."""
     root = finished[0] / "root"
-    report, rows = json.loads((stage_folder(root, "report") / "report.json").read_text()), rows_of(root)
-    found = report["composition"]
+    told, rows = json.loads((stage_folder(root, "report") / "report.json").read_text()), rows_of(root)
+    found = told["composition"]
     candidates = rows[rows["reason"].isin(CANDIDATES)]
     assert found["measured_samples"] == len(candidates) and found["measured_parts"] == found["num_parts"]
     for name, some in (
@@ -44,22 +50,50 @@ def test_what_selection_did_agrees_with_pandas(finished):
             share = some["response"].map(lambda text, pattern=pattern: bool(re.search(pattern, text))).mean()
             assert group[style] == pytest.approx(share), style
         assert sum(group["languages"].values()) == pytest.approx(1)
-        for cluster in report["clusters"]:
+        for cluster in told["clusters"]:
             mine = some[some["cluster_id"] == cluster["cluster_id"]]
             assert cluster["composition"][name]["samples"] == len(mine)
             assert cluster["composition"][name]["response_tokens"] == pytest.approx(mine["num_response_tokens"].mean())
     assert found["groups"]["random"]["samples"] == found["groups"]["kept"]["samples"]
 
 
+def test_every_row_leaves_once():
+    """Worked by hand: of 100 rows read 4 are rejected, 6 duplicates, 5 not scored, of which one is held out, as 8 others are."""
+    counts = {
+        "ingest": {"ok": 96, "not_json": 4}, "clean": {"ok": 90, "duplicate": 6}, "score": {"ok": 85, "non_finite": 5, "duplicate": 6},
+        "select": {"duplicate": 6, "held_out": 9, "non_finite": 4, "ifd_too_high": 7, "below_cut": 40, "selected": 30},
+        "pack": {"ok": 28, "too_long": 2},
+    }  # fmt: skip
+    tables = {stage: Table(Folder(""), (), manifest={"counts": of}) for stage, of in counts.items()}
+    flow = report._flow(Inputs(Lake((), ()), tables))
+    assert [(step["stage"], step["rows_in"], step["rows_out"]) for step in flow] == [
+        ("ingest", 100, 96), ("clean", 96, 90), ("score", 90, 86), ("select", 86, 30), ("pack", 30, 28),
+    ]  # fmt: skip
+    assert flow[2]["reasons"] == {"non_finite": 4} and flow[3]["reasons"] == {
+        "held_out": 9,
+        "ifd_too_high": 7,
+        "below_cut": 40,
+    }
+
+
+@pytest.mark.parametrize(
+    ("rule", "on_overflow", "scored"), [("exact", "drop", 7), ("exact", "truncate", 9), ("authors", "drop", 9)]
+)
+def test_scored_are_those_with_an_ifd(rule, on_overflow, scored):
+    """A sample that was cut and scored may be selected: without it more would be kept than were scored."""
+    made = {"counts": {"ok": 7, "truncated": 2}, "config": {"score": {"rule": rule, "on_overflow": on_overflow}}}
+    assert num_scored(made) == scored
+
+
 def test_every_sample_shown_is_what_the_lake_holds(finished):
     """A text beside another sample's numbers would be found by nobody."""
     root = finished[0] / "root"
-    report = json.loads((stage_folder(root, "report") / "report.json").read_text())
+    told = json.loads((stage_folder(root, "report") / "report.json").read_text())
     rows = rows_of(root).drop_duplicates("sample_id").set_index("sample_id")
-    assert len({one["sample_id"] for one in report["samples"]}) == len(report["samples"]) > 100
-    near = [one for one in report["samples"] if one.get("near_centre")]
+    assert len({one["sample_id"] for one in told["samples"]}) == len(told["samples"]) > 100
+    near = [one for one in told["samples"] if one.get("near_centre")]
     assert {one["cluster_id"] for one in near} == set(range(4)) and len(near) <= 20
-    for one in report["samples"]:
+    for one in told["samples"]:
         row = rows.loc[one["sample_id"]]
         assert [one[name] for name in ("instruction", "cluster_id", "reason", "ifd", "response_tokens")] == [
             row[name] for name in ("instruction", "cluster_id", "reason", "ifd", "num_response_tokens")
@@ -70,7 +104,7 @@ def test_every_sample_shown_is_what_the_lake_holds(finished):
         for stage in ("cluster", "select", "pack", "train")
         for text in manifest(root, stage)["summary"]["warnings"]
     ]
-    assert report["warnings"] == warnings and all(f"! {text}" in finished[2].stdout for text in warnings)
+    assert told["warnings"] == warnings and all(f"! {text}" in finished[2].stdout for text in warnings)
 
 
 def test_no_text_where_none_is_asked_for(finished, tmp_path):

@@ -17,6 +17,7 @@ import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from raypipe.config import Select
+from raypipe.ops.ifd import num_scored
 from raypipe.ops.selection import BELOW_CUT, BY_CLUSTER, HELD_OUT, IFD_TOO_HIGH, IFD_TOO_LOW, NO_VALUE, SELECTED
 
 LEAST = 3  # the smallest category of the Hub ends at 10^3
@@ -41,7 +42,7 @@ def render(account: Mapping[str, Any]) -> str:
         front=front_matter(account),
         counts=counts,
         rows_read=sum(counts["ingest"].values()),
-        scored=counts["score"].get("ok", 0) + counts["score"].get("truncated", 0),
+        scored=num_scored(account["manifests"]["score"]),
         num_clusters=num_clusters,
         rule=rule_words(config.select, config.seed, num_clusters),
         lake=select["lake"],

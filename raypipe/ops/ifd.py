@@ -7,7 +7,7 @@ response alone once more, so its two perplexities may be over different tokens; 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -75,6 +75,13 @@ def ifd(nll_N2: NDArray[np.float64], num_tokens_N2: NDArray[np.integer[Any]]) ->
     # without the second an infinite unconditional sum would give 0
     finite = np.isfinite(ratio) & np.isfinite(mean_N2).all(1)
     return np.where(finite, ratio, np.nan)
+
+
+def num_scored(manifest: Mapping[str, Any]) -> int:
+    """Samples that have an IFD, of score's manifest: also those that were cut, where they are scored on what fits."""
+    counts, rule = manifest["counts"], manifest["config"]["score"]
+    cut = rule["on_overflow"] == "truncate" or rule["rule"] == "authors"
+    return int(counts.get("ok", 0) + (counts.get("truncated", 0) if cut else 0))
 
 
 def _passes(pairs: list[tuple[Tokens, Tokens]], context: list[tuple[int, int]], lost: list[int]) -> Passes:

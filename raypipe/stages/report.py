@@ -19,6 +19,7 @@ from raypipe.folds import fold_parts
 from raypipe.identity import package_versions
 from raypipe.ops import composition
 from raypipe.ops.figures import FINE, QUANTITIES, Exemplar, Figures, Measure, median_of, project
+from raypipe.ops.ifd import num_scored
 from raypipe.ops.kmeans import rows_of
 from raypipe.ops.report_page import render
 from raypipe.ops.selection import BY_CLUSTER, IFD_TOO_HIGH, SELECTED
@@ -164,7 +165,7 @@ def _headline(inputs: Inputs) -> dict[str, Any]:
         "rows_read": read,
         "rejected": read - counts["ingest"].get("ok", 0),
         "samples": counts["clean"]["ok"],
-        "scored": counts["score"].get("ok", 0),
+        "scored": num_scored(inputs["score"].manifest),
         "ifd_ge_max": counts["select"].get(IFD_TOO_HIGH, 0),
         "selected": counts["select"].get(SELECTED, 0),
         "fill": pack["fill"],
@@ -177,22 +178,27 @@ def _headline(inputs: Inputs) -> dict[str, Any]:
 def _flow(inputs: Inputs) -> list[dict[str, Any]]:
     """Samples in and out of each stage that drops any, with reasons; each stage takes what the one before let pass.
 
-    score and select repeat, as statuses, what the stages before them dropped: that is counted there only.
+    Every sample leaves once: select's reasons are the first that applies, and name score's statuses where held_out does not come before.
     """
     counts = {name: table.manifest["counts"] for name, table in inputs.tables.items()}
+    cleaned = counts["clean"].keys()
+    unscored = counts["score"].keys() - {"ok"} - cleaned
+    reasons = {
+        "ingest": _without(counts["ingest"], {"ok"}),
+        "clean": _without(counts["clean"], {"ok"}),
+        "score": {name: count for name, count in counts["select"].items() if name in unscored},
+        "select": _without(counts["select"], {SELECTED, *cleaned, *unscored}),
+        "pack": _without(counts["pack"], {"ok"}),
+    }
     flow, left = [], sum(counts["ingest"].values())
-    for stage, passed, repeats in (
-        ("ingest", "ok", ()),
-        ("clean", "ok", ()),
-        ("score", "ok", ("clean",)),
-        ("select", SELECTED, ("clean", "score")),
-        ("pack", "ok", ()),
-    ):
-        known = {passed, *(name for earlier in repeats for name in counts[earlier])}
-        reasons = {name: count for name, count in counts[stage].items() if name not in known}
-        flow.append({"stage": stage, "rows_in": left, "rows_out": left - sum(reasons.values()), "reasons": reasons})
-        left -= sum(reasons.values())
+    for stage, dropped in reasons.items():
+        flow.append({"stage": stage, "rows_in": left, "rows_out": left - sum(dropped.values()), "reasons": dropped})
+        left -= sum(dropped.values())
     return flow
+
+
+def _without(counts: Mapping[str, int], names: set[str]) -> dict[str, int]:
+    return {name: count for name, count in counts.items() if name not in names}
 
 
 def _clusters(

@@ -42,6 +42,7 @@ def account(**changes):
         "select": {"duplicate": 10, "selected": 30, "held_out": 8, "non_finite": 4, "below_cut": 38},
     }
     manifests = {stage: {"counts": one} for stage, one in counts.items()}
+    manifests["score"] |= {"config": {"score": {"rule": "exact", "on_overflow": "truncate"}}}
     manifests["cluster"] = {"counts": {}, "summary": {"cluster_sizes": [40, 40]}}
     manifests["select"] |= {"lake": "abc", "finished": "2026-11-27T10:00:00Z", "packages": {"raypipe": "0.1.0"}}
     return {
