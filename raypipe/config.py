@@ -84,24 +84,51 @@ class Ingest(Section):
         return carry
 
 
+def _as_paths(value: Any) -> Any:
+    return (value,) if isinstance(value, str) else tuple(value) if isinstance(value, list) else value
+
+
+# Parquet files, folders or globs of rows of your own, keyed by sample_id, in any order; null: computed here
+Given = Annotated[Annotated[tuple[str, ...], Field(min_length=1)] | None, pydantic.BeforeValidator(_as_paths)]
+
+
 class Embed(Section):
-    NOT_CONTENT = frozenset({"model"})  # its files' digests are in the recipe instead
-    model: str
+    NOT_CONTENT = frozenset({"model", "given"})  # their files' digests are in the recipe instead
+    model: str | None = None
+    given: Given = None  # sample_id, embedding (a list of floats): in place of a model
     text: Literal["instruction", "response", "both"] = "instruction"
     dtype: Literal["bfloat16", "float32"] = "bfloat16"  # cosine 0.9999 to float32, which a CPU without it computes
     backend: Literal["torch", "openvino"] = "torch"  # openvino: CPUs only, needs raypipe[openvino]
 
+    @model_validator(mode="after")
+    def _one_source(self) -> Embed:
+        if (self.model is None) == (self.given is None):
+            raise ValueError(
+                f"got {'neither' if self.model is None else 'both'} of embed.model and embed.given, wanted one: a sentence-transformers model, "
+                "or Parquet files of embeddings (sample_id, embedding)"
+            )
+        return self
+
 
 class Cluster(Section):
+    NOT_CONTENT = frozenset({"given"})
     num_clusters: Positive = 10
     metric: Literal["cosine", "euclidean"] = "cosine"
     max_cluster_fraction: Annotated[float, Field(gt=0, le=1)] | None = None  # of samples; a larger cluster is split
     centers: str | None = None  # frozen centers.npy of another run: rows are assigned to these, nothing is fitted
+    given: Given = None  # sample_id, cluster_id (from 0): in place of a fit
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Cluster:
+        if self.centers is not None and self.given is not None:
+            raise ValueError("got both centers and given, wanted one: each says which cluster a sample is in")
+        return self
 
 
 class Score(Section):
-    NOT_CONTENT = frozenset({"model"})
+    NOT_CONTENT = frozenset({"model", "given"})
     model: str | None = None  # null: the top-level model
+    given: Given = None  # sample_id, num_instruction_tokens, num_response_tokens, nll_conditional, nll_unconditional: in place of a model
     backend: Literal["auto", "vllm", "transformers"] = "auto"
     rule: Literal["exact", "authors"] = "exact"  # authors: tokenised and cut as the paper's code does
     template: Template | None = None  # null: the top-level template; with rule authors, the paper's

@@ -167,16 +167,26 @@ def _absolute(config: Config) -> Config:
         is_path = "://" in name or os.path.exists(os.path.expanduser(name))
         return location(name) if is_path else name
 
+    def paths(given: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        return given and tuple(map(location, given))
+
     root = location(config.storage.root)
     return config.model_copy(
         update={
             "model": model(config.model),
             "ingest": config.ingest.model_copy(update={"paths": tuple(map(location, config.ingest.paths))}),
-            "embed": config.embed.model_copy(update={"model": model(config.embed.model)}),
-            "cluster": config.cluster.model_copy(
-                update={"centers": config.cluster.centers and location(config.cluster.centers)}
+            "embed": config.embed.model_copy(
+                update={"model": config.embed.model and model(config.embed.model), "given": paths(config.embed.given)}
             ),
-            "score": config.score.model_copy(update={"model": model(config.score_model)}),
+            "cluster": config.cluster.model_copy(
+                update={
+                    "centers": config.cluster.centers and location(config.cluster.centers),
+                    "given": paths(config.cluster.given),
+                }
+            ),
+            "score": config.score.model_copy(
+                update={"model": model(config.score_model), "given": paths(config.score.given)}
+            ),
             "storage": config.storage.model_copy(update={"root": root}),
         }
     )

@@ -6,6 +6,7 @@ root, which it removes. No credential is ever shown, only of which kind it is.
 
 from __future__ import annotations
 
+import itertools
 import os
 import uuid
 from collections.abc import Callable, Iterator, Sequence
@@ -52,10 +53,12 @@ def checks(path: str | None = None, overrides: list[str] | tuple[str, ...] = ())
 
 def _of_config(config: Config) -> Iterator[Check]:
     root, endpoint = config.storage.root, config.storage.endpoint
-    models = {"model": config.model, "embed.model": config.embed.model}
-    models |= {"score.model": config.score_model} if config.score_model != config.model else {}
+    models = {"model": config.model} | ({"embed.model": config.embed.model} if config.embed.model else {})
+    if config.score_model != config.model and config.score.given is None:
+        models["score.model"] = config.score_model
     centers = config.cluster.centers
-    places = (root, *config.ingest.paths, *models.values(), *filter(None, [centers]))
+    given = {f"{name}.given": getattr(config, name).given or () for name in ("embed", "cluster", "score")}
+    places = (root, *config.ingest.paths, *models.values(), *filter(None, [centers]), *itertools.chain(*given.values()))
     remote, answers = [place for place in places if _is_remote(place)], True
     yield _checked("resources", partial(_resources, config))
     yield _checked("nodes", partial(_nodes, places))
@@ -66,6 +69,9 @@ def _of_config(config: Config) -> Iterator[Check]:
     asked = {key: (place, partial(reach.model, key, place, endpoint)) for key, place in models.items()}
     if centers:
         asked["cluster.centers"] = (centers, partial(object_digest, "cluster.centers", centers, endpoint))
+    for key, paths in given.items():
+        if paths:
+            asked[key] = (next(filter(_is_remote, paths), paths[0]), partial(reach.files, key, paths, endpoint))
     lake = next(filter(_is_remote, config.ingest.paths), config.ingest.paths[0])
     for what, (place, ask) in {**asked, "lake": (lake, partial(reach.lake, config))}.items():
         yield _checked(what, ask) if answers or not _is_remote(place) else _unasked(what)

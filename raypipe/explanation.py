@@ -152,7 +152,12 @@ def _clustered(tables: Mapping[str, Table], place: Place) -> str:
     cluster = tables["cluster"]
     row, sizes = _row(cluster, place), cluster.manifest["summary"]["cluster_sizes"]
     if row["cluster_id"] is None:
-        return "in none, as it is no sample"
+        is_sample = _row(tables["clean"].only("status"), place)["status"] == "ok"
+        return (
+            "in none: its embedding or cluster is not among the given rows"
+            if is_sample
+            else "in none, as it is no sample"
+        )
     said = (
         f"cluster {row['cluster_id']} of {len(sizes)}, with {sizes[row['cluster_id']]:,} samples; squared distance {row['sq_distance']:.3f} "
         f"to its centre, {cluster.manifest['summary']['inertia']:.3f} over all samples"

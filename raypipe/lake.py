@@ -54,17 +54,25 @@ def list_lake(paths: Sequence[str], *, partitions: Partitions | None = None, end
 
     `partitions` keeps of hive-style names (`.../language=python/...`) those whose value of each key is listed.
     """
+    slices = list_slices("ingest.paths", paths, partitions=partitions, endpoint=endpoint)
+    if not any(piece.size for piece in slices):
+        raise DataError(
+            f"ingest.paths: the {len(slices)} files found are all empty. Wanted lines of JSON. First: {slices[0].uri}"
+        )
+    return Lake(slices, chain_digests(slices))
+
+
+def list_slices(
+    key: str, paths: Sequence[str], *, partitions: Partitions | None = None, endpoint: str | None = None
+) -> tuple[Slice, ...]:
+    """In order. ConfigError, naming `key`, for a path that nothing is under."""
     slices: dict[str, Slice] = {}
     for path in paths:
         found = [piece for piece in _expand(path, endpoint) if _wanted(piece.uri, partitions or {})]
         if not found:
-            raise ConfigError(f"ingest.paths: {path}: no such file, and no file matches. {_hint(path, partitions)}")
+            raise ConfigError(f"{key}: {path}: no such file, and no file matches. {_hint(path, partitions)}")
         slices |= {piece.uri: piece for piece in found if piece.uri not in slices}
-    if not any(piece.size for piece in slices.values()):
-        raise DataError(
-            f"ingest.paths: the {len(slices)} files found are all empty. Wanted lines of JSON. First: {next(iter(slices))}"
-        )
-    return Lake(tuple(slices.values()), chain_digests(tuple(slices.values())))
+    return tuple(slices.values())
 
 
 def chain_digests(slices: Sequence[Slice]) -> tuple[str, ...]:

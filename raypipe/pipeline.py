@@ -90,9 +90,10 @@ def _resolved(config: Config) -> Config:
     endpoint = config.storage.endpoint
     model = pinned_model("model", config.model, endpoint)
     same = config.score_model == config.model
-    score_model = model if same else pinned_model("score.model", config.score_model, endpoint)
+    needs_another = not same and config.score.given is None
+    score_model = pinned_model("score.model", config.score_model, endpoint) if needs_another else model
     score = {"backend": resolved_backend(config.score.backend), "model": score_model}
-    embed = {"model": pinned_model("embed.model", config.embed.model, endpoint)}
+    embed = {"model": config.embed.model and pinned_model("embed.model", config.embed.model, endpoint)}
     return config.model_copy(
         update={
             "model": model,
@@ -163,6 +164,8 @@ def measure(planned: Plan) -> None:
     from raypipe.stages import score
 
     ingest, clean = planned["ingest"], planned["clean"]
+    if planned.config.score.given is not None:
+        raise ConfigError("--measure: nothing is scored, as score.given brings the scores. Leave one of the two out")
     if ingest.manifest is None:
         raise ConfigError(
             "--measure: ingest is not finished, wanted its rows. Make them by: raypipe run CONFIG --until clean   (no GPU needed)"
@@ -174,7 +177,7 @@ def measure(planned: Plan) -> None:
 
 def _check_budget(planned: Plan) -> None:
     resources = planned.config.resources
-    if resources.max_gpu_hours is not None and resources.score.gpus:
+    if resources.max_gpu_hours is not None and resources.score.gpus and planned.config.score.given is None:
         known = cost_of_scoring(planned)
         if known is None:
             raise ConfigError(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from pathlib import Path
@@ -13,7 +14,7 @@ from urllib.parse import urlsplit
 from raypipe import identity
 from raypipe.config import Config
 from raypipe.errors import ConfigError, StorageError
-from raypipe.lake import list_lake
+from raypipe.lake import list_lake, list_slices
 from raypipe.local import refusals
 from raypipe.machine import Doubt
 from raypipe.s3 import client
@@ -104,6 +105,11 @@ def model(key: str, name: str, endpoint: str | None) -> str:
     if unreadable := [path for path in sizes if not os.access(path, os.R_OK)]:
         raise StorageError(f"{key}: {unreadable[0]}: this user may not read it. Give this user the right to it")
     return f"{name}: {len(sizes):,} files, {size(sum(sizes.values()))}"
+
+
+def files(key: str, paths: Sequence[str], endpoint: str | None) -> str:
+    found = list_slices(key, paths, endpoint=endpoint)
+    return f"{len(found):,} files, {size(sum(file.size for file in found))}"
 
 
 def lake(config: Config) -> str:

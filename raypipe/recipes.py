@@ -2,14 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from raypipe.config import Config
 from raypipe.identity import model_identity, object_digest, resolved_backend
+from raypipe.lake import chain_digests, list_slices
 from raypipe.stage import Stage
 
 
+def _given(key: str, config: Config, paths: Sequence[str]) -> dict[str, Any]:
+    """Files are told apart as those of a lake are."""
+    return {"given": chain_digests(list_slices(key, paths, endpoint=config.storage.endpoint))[-1]}
+
+
+def _embed_content(config: Config) -> dict[str, Any]:
+    embed = config.embed
+    if embed.given is not None:
+        return _given("embed.given", config, embed.given)
+    return {**embed.content(), "model": model_identity("embed.model", str(embed.model))}
+
+
 def _score_content(config: Config) -> dict[str, Any]:
+    if config.score.given is not None:
+        return _given("score.given", config, config.score.given)
     named = {"template": config.score_template, "backend": resolved_backend(config.score.backend)}
     return {**config.score.content(), **named, "model": model_identity("score.model", config.score_model)}
 
@@ -17,6 +33,8 @@ def _score_content(config: Config) -> dict[str, Any]:
 def _cluster_content(config: Config) -> dict[str, Any]:
     """With frozen centres a row follows from them alone."""
     cluster = config.cluster
+    if cluster.given is not None:
+        return {"metric": cluster.metric, **_given("cluster.given", config, cluster.given)}
     if cluster.centers is not None:
         return {
             "metric": cluster.metric,
@@ -49,7 +67,7 @@ STAGES = (
     Stage(
         "embed",
         ("ingest", "clean"),
-        lambda c: {**c.embed.content(), "model": model_identity("embed.model", c.embed.model)},
+        _embed_content,
         version=2,
     ),
     Stage("cluster", ("embed",), _cluster_content, version=3, whole_lake=lambda c: c.cluster.centers is None),

@@ -51,7 +51,7 @@ def summary(folders: Mapping[str, Folder], manifests: Manifests) -> str:
 
 def cost_words(planned: Plan) -> list[str]:
     """What is left of scoring: rows, tokens, time, accelerator-hours (CPU-hours without accelerators), each with its 95 % interval."""
-    if planned["score"].done:
+    if planned["score"].done or planned.config.score.given is not None:
         return []
     cost, pool = cost_of_scoring(planned), planned.config.resources.score
     if cost is None or cost.tokens is None or cost.seconds is None or cost.cpu_s is None:

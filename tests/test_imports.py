@@ -42,6 +42,7 @@ MAY_IMPORT = {  # of raypipe, beside itself; a module that is not here may impor
         "cost",
         "errors",
         "gate",
+        "given",
         "identity",
         "lake",
         "models",
@@ -58,7 +59,8 @@ MAY_IMPORT = {  # of raypipe, beside itself; a module that is not here may impor
         "store",
     },
     "sampled": {"ops", "part", "read_ahead"},
-    "recipes": {"config", "identity", "stage"},
+    "given": {"errors", "folds", "items", "lake", "ops", "part", "read_ahead", "store"},
+    "recipes": {"config", "identity", "lake", "stage"},
     "pipeline": {
         "cost",
         "recipes",

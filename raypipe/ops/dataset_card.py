@@ -18,7 +18,16 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from raypipe.config import Select
 from raypipe.ops.ifd import num_scored
-from raypipe.ops.selection import BELOW_CUT, BY_CLUSTER, HELD_OUT, IFD_TOO_HIGH, IFD_TOO_LOW, NO_VALUE, SELECTED
+from raypipe.ops.selection import (
+    BELOW_CUT,
+    BY_CLUSTER,
+    HELD_OUT,
+    IFD_TOO_HIGH,
+    IFD_TOO_LOW,
+    NO_CLUSTER,
+    NO_VALUE,
+    SELECTED,
+)
 
 LEAST = 3  # the smallest category of the Hub ends at 10^3
 REASONS = {  # others speak for themselves
@@ -28,6 +37,8 @@ REASONS = {  # others speak for themselves
     IFD_TOO_HIGH: "the instruction does not help to foretell the response",
     IFD_TOO_LOW: "IFD below the band",
     NO_VALUE: "no number in the column that ranks",
+    NO_CLUSTER: "its embedding or cluster was not among the given rows",
+    "not_given": "its score was not among the given rows",
     "duplicate": "repeats an earlier row",
 }
 LICENCES_SHOWN = 50  # of each column, the most frequent first

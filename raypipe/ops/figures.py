@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from raypipe.ops.selection import BELOW_CUT, IFD_TOO_HIGH, SELECTED
@@ -124,7 +125,9 @@ class Measure:
         columns = {
             name: column for table in tables[:3] for name, column in zip(table.column_names, table.columns, strict=True)
         }
-        rows = pa.table({**columns, "row": np.arange(len(tables[0]))}).filter(columns["ifd"].is_valid())
+        rows = pa.table({**columns, "row": np.arange(len(tables[0]))}).filter(
+            pc.and_(columns["ifd"].is_valid(), columns["cluster_id"].is_valid())
+        )
         values = {name: rows.column(name).to_numpy() for name in rows.column_names}
         n = values["num_response_tokens"].astype(float)
         values["perplexity_conditional"] = np.exp(values["nll_conditional"] / n)

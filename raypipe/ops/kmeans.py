@@ -123,7 +123,7 @@ def statistics(x_ND: NDArray[np.float32], centers_KD: NDArray[np.float32], devic
         sums_KD, id_N = np.zeros((num_clusters, x_ND.shape[1])), found.cluster_id
         for first in range(0, len(x_ND), BLOCK["cpu"]):
             block = slice(first, first + BLOCK["cpu"])
-            sums_KD += _members(id_N[block], num_clusters) @ x_ND[block].astype(np.float64)
+            sums_KD += members(id_N[block], num_clusters) @ x_ND[block].astype(np.float64)
         return Statistics(
             sums_KD, np.bincount(id_N, minlength=num_clusters), sums_by(id_N, found.sq_distance, num_clusters)
         )
@@ -153,7 +153,7 @@ def exact(value_N: NDArray[Any]) -> NDArray[np.float64]:
     return np.rint(value_N.astype(np.float64) * DISTANCE_GRID) / DISTANCE_GRID
 
 
-def _members(id_N: NDArray[np.integer[Any]], num_clusters: int) -> Any:
+def members(id_N: NDArray[np.integer[Any]], num_clusters: int) -> Any:
     """[K, N] sparse, a one for each row's cluster."""
     from scipy.sparse import csc_matrix
 

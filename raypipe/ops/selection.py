@@ -25,7 +25,7 @@ from raypipe.ops.text import draw, id_words, is_held_out
 
 BY_CLUSTER = ("paper", "cluster_random")  # the other strategies know one cluster, 0
 SELECTED, HELD_OUT, BELOW_CUT = "selected", "held_out", "below_cut"
-IFD_TOO_HIGH, IFD_TOO_LOW, NO_VALUE = "ifd_too_high", "ifd_too_low", "no_column_value"
+IFD_TOO_HIGH, IFD_TOO_LOW, NO_VALUE, NO_CLUSTER = "ifd_too_high", "ifd_too_low", "no_column_value", "no_cluster"
 
 
 @dataclass(frozen=True)
@@ -53,6 +53,10 @@ def view(tables: Sequence[pa.Table], select: Select, seed: int) -> View:
     drops = [
         (pc.not_equal(clean.column("status"), "ok").to_numpy(), clean.column("status")),
         (is_held_out(ids_N, select.held_out_fraction), HELD_OUT),
+        (
+            cluster.column("cluster_id").is_null().to_numpy(),
+            NO_CLUSTER,
+        ),  # of a sample: its embedding or cluster was not given
         (np.isnan(ifd_N), score.column("status")),
         (ifd_N >= select.max_ifd, IFD_TOO_HIGH),
         (ifd_N < select.min_ifd, IFD_TOO_LOW),
@@ -119,7 +123,7 @@ def rows_of(views: Sequence[View], select: Select) -> Rows:
         np.concatenate([getattr(one, name) for one in views]) for name in ("cluster_N", "key_N", "tokens_N")
     )
     eligible_N = np.concatenate([one.left_by() for one in views])
-    counted_N = eligible_N if select.fraction_of == "survivors" else np.concatenate([one.left_by(2) for one in views])
+    counted_N = eligible_N if select.fraction_of == "survivors" else np.concatenate([one.left_by(3) for one in views])
     values, code_N = [""], np.int64(0)
     if select.per:
         encoded = pc.fill_null(pa.concat_arrays([one.value_N for one in views]), "").dictionary_encode()

@@ -24,7 +24,10 @@ from numpy.typing import NDArray
 from raypipe.config import Config
 from raypipe.errors import ConfigError, DataError
 from raypipe.folds import fold_parts, shards
+from raypipe.given import account, exchange, numbers, put_beside
+from raypipe.lake import list_slices
 from raypipe.ops import kmeans
+from raypipe.ops import members as members_of
 from raypipe.ops.distances import EDGES, Distances, MeasureDistances, drift, silhouette
 from raypipe.ops.figures import median_of
 from raypipe.ops.splitting import split
@@ -40,6 +43,8 @@ DRIFT = 0.1  # of the distributions of squared distances, above which a user sho
 
 
 def run(config: Config, inputs: Inputs, out: Folder) -> Result:
+    if config.cluster.given is not None:
+        return _given(config, inputs, out)
     embed, pool, accelerator = inputs["embed"], config.resources.cluster, config.resources.accelerator
     if not out.has("centers.npy"):
         centers = _frozen(config) if config.cluster.centers else _fitted(config, embed, out)
@@ -65,11 +70,68 @@ class Assign:
                 "Were they fitted on another model's? Set embed.model to that, or give other centres"
             )
         found = kmeans.assign(x_ND, self.centers_KD, self.device)
-        cluster_id, sq_distance = np.zeros(len(there), np.int32), np.zeros(len(there), np.float32)
-        cluster_id[there], sq_distance[there] = found.cluster_id, found.sq_distance
-        columns = {"cluster_id": pa.array(cluster_id, mask=~there), "sq_distance": pa.array(sq_distance, mask=~there)}
-        made = pa.table({"sample_id": tables[0].column("sample_id"), **columns})
+        made = _columns(tables[0].column("sample_id"), there, found)
         return with_figures(made, silhouette=float(kmeans.exact(silhouette(found)).sum()))
+
+
+def _given(config: Config, inputs: Inputs, out: Folder) -> Result:
+    """Ids are put beside the samples first (`_placed/`); centres are the means of their members, and distances are to these."""
+    embed, pool, metric = inputs["embed"], config.resources.cluster, config.cluster.metric
+    ids = embed.only("sample_id")
+    files = list_slices("cluster.given", config.cluster.given or (), endpoint=config.storage.endpoint)
+    given = exchange("cluster.given", files, clusters_of, ids, out / "_given", config.storage.endpoint)
+    put_beside(given, ids, numbered, out / "_placed")
+    tables = [embed, Table(out / "_placed", embed.parts)]
+    if not out.has("centers.npy"):
+        members: members_of.Members = fold_parts(members_of.Gather(metric), tables, pool=pool)
+        out.put("centers.npy", npy(members.centers(metric)))
+    footers = all_footers(
+        out, map_parts(partial(Measure, out, metric), tables, out, pool=pool, light=True), inputs.lake
+    )
+    found, told = _summary(config, out, footers), account("cluster.given", given, footers, embed)
+    return Result(footers, {**found, **told, "warnings": [*found["warnings"], *told["warnings"]]})
+
+
+def clusters_of(rows: pa.Table) -> pa.Table:
+    """sample_id and cluster_id. ValueError for ids that number no clusters."""
+    made = pa.table(
+        {"sample_id": rows.column("sample_id"), "cluster_id": numbers(rows, "cluster_id", pa.int32())}
+    ).drop_null()
+    id_N = made.column("cluster_id").to_numpy()
+    if len(id_N) and not 0 <= id_N.min() <= id_N.max() < members_of.MOST_CLUSTERS:
+        raise ValueError(
+            f"column cluster_id: got {id_N.min()} to {id_N.max()}, wanted numbers from 0 up to {members_of.MOST_CLUSTERS:,}. Leave rows of "
+            "no cluster out (they are then counted as not given), or number them"
+        )
+    return made
+
+
+def numbered(samples: pa.Table, rows: pa.Table) -> pa.Table:
+    return pa.table({"sample_id": samples.column("sample_id"), "cluster_id": rows.column("cluster_id")})
+
+
+class Measure:
+    """As Assign, of clusters that are given. A part's figure `not_given` counts embeddings without one."""
+
+    def __init__(self, folder: Folder, metric: str) -> None:
+        self.centers_KD, self.metric = load_npy(folder, "centers.npy"), metric
+
+    def __call__(self, tables: list[pa.Table]) -> pa.Table:
+        there = members_of.both(tables)
+        id_N = tables[1].column("cluster_id").filter(pa.array(there)).to_numpy()
+        found = members_of.distances(
+            kmeans.rows_of(tables[0].filter(pa.array(there)), self.metric), id_N, self.centers_KD
+        )
+        made = _columns(tables[0].column("sample_id"), there, found)
+        not_given = len(there) - tables[0].column("embedding").null_count - int(there.sum())
+        return with_figures(made, silhouette=float(kmeans.exact(silhouette(found)).sum()), not_given=not_given)
+
+
+def _columns(sample_id: Any, there: NDArray[np.bool_], found: kmeans.Nearest) -> pa.Table:
+    cluster_id, sq_distance = np.zeros(len(there), np.int32), np.zeros(len(there), np.float32)
+    cluster_id[there], sq_distance[there] = found.cluster_id, found.sq_distance
+    columns = {"cluster_id": pa.array(cluster_id, mask=~there), "sq_distance": pa.array(sq_distance, mask=~there)}
+    return pa.table({"sample_id": sample_id, **columns})
 
 
 def _fitted(config: Config, embed: Table, out: Folder) -> NDArray[np.float32]:

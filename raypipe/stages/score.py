@@ -15,11 +15,14 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from raypipe.config import Config
 from raypipe.cost import Batch
+from raypipe.given import account, exchange, numbers, put_beside
 from raypipe.identity import fetched_model
+from raypipe.lake import list_slices
 from raypipe.models.pretrained import load_tokenizer, max_positions
 from raypipe.models.scorer import PACKED_ON_CPU, Scorer, make_scorer
 from raypipe.models.steady import Refusals, SteadyScorer
@@ -28,11 +31,13 @@ from raypipe.ops.tokens import anchor_ids, prompt_ids, prompt_texts, text_ids
 from raypipe.part import Table, figures_of, with_figures
 from raypipe.parts import map_parts
 from raypipe.sizing import device_of, free_bytes
-from raypipe.stage import Inputs, Result
+from raypipe.stage import Inputs, Result, all_footers
 from raypipe.store import Folder
 
 
 def run(config: Config, inputs: Inputs, out: Folder) -> Result:
+    if config.score.given is not None:
+        return _given(config, inputs, out)
     tables = [inputs["ingest"].only("sample_id", "instruction", "response"), inputs["clean"].only("status")]
     parts = map_parts(
         partial(Score, config),
@@ -43,6 +48,43 @@ def run(config: Config, inputs: Inputs, out: Folder) -> Result:
         calls=2,
     )
     return Result(parts, {"backend": config.score.backend, "dtype": config.score.dtype})
+
+
+def _given(config: Config, inputs: Inputs, out: Folder) -> Result:
+    endpoint, samples = config.storage.endpoint, inputs["clean"].only("sample_id", "status")
+    files = list_slices("score.given", config.score.given or (), endpoint=endpoint)
+    given = exchange("score.given", files, scores_of, samples, out / "_given", endpoint)
+    footers = all_footers(out, put_beside(given, samples, scored, out), inputs.lake)
+    return Result(footers, account("score.given", given, footers, inputs["clean"]))
+
+
+GIVEN = {
+    "num_instruction_tokens": pa.int32(),
+    "num_response_tokens": pa.int32(),
+    "nll_conditional": pa.float64(),
+    "nll_unconditional": pa.float64(),
+}
+
+
+def scores_of(rows: pa.Table) -> pa.Table:
+    """As this stage writes them; a row with a null in one of them counts as not given."""
+    columns = {name: numbers(rows, name, kind) for name, kind in GIVEN.items()}
+    return pa.table({"sample_id": rows.column("sample_id"), **columns}).drop_null()
+
+
+def scored(samples: pa.Table, rows: pa.Table) -> pa.Table:
+    """A part from what was given for its samples; its figure `not_given` counts those without a row."""
+    status = samples.column("status").to_numpy().astype(object)
+    ok, there = status == "ok", rows.column("num_response_tokens").is_valid().to_numpy()
+    num_prompt, num_response = (pc.fill_null(rows.column(name), 0).to_numpy() for name in list(GIVEN)[:2])
+    nll_N2 = np.stack([rows.column(name).to_numpy() for name in list(GIVEN)[2:]], axis=1)
+    ratio = ifd(nll_N2, np.stack([num_response, num_response], axis=1))
+    for mask, name in ((~there, "not_given"), (num_response < 1, "empty_response"), (np.isnan(ratio), "non_finite")):
+        status[(status == "ok") & mask] = name
+    ratio = np.where(status == "ok", ratio, np.nan)
+    evidence = np.full(len(status), None, object)
+    made = _table(samples.column("sample_id"), num_prompt, num_response, nll_N2, ratio, status, evidence)
+    return with_figures(made, not_given=int((ok & ~there).sum()))
 
 
 def measure(
@@ -76,6 +118,7 @@ STATUSES = (
     "instruction_fills_window",  # no place is left for a response token
     "non_finite",  # the model gave no number
     "engine_error",  # the engine refused it, alone
+    "not_given",  # by score.given
 )
 
 
