@@ -48,10 +48,14 @@ class MeasureDistances:
 
 
 def silhouette(found: Nearest) -> NDArray[np.float64]:
-    """[N] simplified silhouettes, 1 - a / b by distances to the nearest and second nearest centre; 0 where both are 0 or there is none."""
+    """[N] simplified silhouettes, by the distances a to the own centre and b to the nearest other: 1 - a / b, or b / a - 1 where the other is
+    nearer (only of clusters that are given); 0 where both are 0 or there is no other."""
     a_N, b_N = (np.sqrt(sq_N.astype(np.float64)) for sq_N in (found.sq_distance, found.sq_second))
     other_N = np.isfinite(b_N) & (b_N > 0)
-    return np.where(other_N, 1 - a_N / np.where(other_N, b_N, 1), 0.0)
+    nearer_N = b_N < a_N
+    return np.where(
+        nearer_N, b_N / np.where(nearer_N, a_N, 1) - 1, np.where(other_N, 1 - a_N / np.where(other_N, b_N, 1), 0.0)
+    )
 
 
 def drift(before_B: NDArray[np.int64], now_B: NDArray[np.int64]) -> float:
