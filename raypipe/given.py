@@ -1,7 +1,7 @@
 """Rows that a user brings, keyed by sample_id, put beside the samples they belong to.
 
 They come in any order and any number of Parquet files, so they are exchanged through storage: a task for each row group finds its rows'
-places among the samples, and puts them aside by bucket of neighbouring parts (`_given/`); then a task for each bucket puts its parts. Of
+places among the samples, and puts them aside by bucket of neighbouring parts (`_given-*/`); then a task for each bucket puts its parts. Of
 two rows of one id the first counts, in the order of the files. Memory: 24 bytes a sample, shared, and a batch or a bucket of rows.
 """
 
@@ -24,10 +24,10 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from raypipe.errors import ConfigError, DataError
+from raypipe.errors import ConfigError, DataError, Stopped
 from raypipe.folds import groups_of
 from raypipe.items import map_items
-from raypipe.lake import Slice
+from raypipe.lake import Lake, Slice, list_slices
 from raypipe.ops.text import id_words
 from raypipe.part import THREADS, UNREADABLE, Footer, Table, add_up, commit_part, count_rows, figures_of, read_part
 from raypipe.read_ahead import read_ahead
@@ -37,12 +37,9 @@ BATCH_ROWS = 1 << 17  # that a task holds: 200 MB of 384 float32
 PLACE = "_place"  # of the sample: its part's number * 2^32 + its row
 ID = re.compile("[0-9a-f]{32}")
 
-Check = Callable[
-    [pa.Table], pa.Table
-]  # columns as the stage wants them, sample_id first; ValueError with what, got, wanted, do
-
-
-Make = Callable[[pa.Table, pa.Table], pa.Table]
+# a file's rows as the stage wants them, without those that hold a null; ValueError with what, got, wanted, do
+Check = Callable[[pa.Table], pa.Table]
+Make = Callable[[pa.Table, pa.Table], pa.Table]  # a part of a stage, from its samples and the rows given for them
 
 
 @dataclass(frozen=True)
@@ -101,9 +98,13 @@ class Given:
 
 
 def exchange(
-    key: str, files: Sequence[Slice], check: Check, samples: Table, out: Folder, endpoint: str | None
+    key: str, paths: Sequence[str], check: Check, samples: Table, out: Folder, lake: Lake, endpoint: str | None
 ) -> Given:
-    """`samples` has the lake's sample_ids. ConfigError for files of something else, DataError where no id is among them."""
+    """`samples` has the lake's sample_ids. ConfigError for files of something else, DataError where no id is among them.
+
+    Anew for a lake that has grown: buckets follow from the number of parts, and an id may be of a sample that was not there before.
+    """
+    files, out = list_slices(key, paths, endpoint=endpoint), out / f"_given-{lake.digest}"
     buckets = groups_of(samples.parts)
     edges = tuple(accumulate(map(len, buckets), initial=0))
     with ThreadPoolExecutor(THREADS) as threads:
@@ -171,8 +172,12 @@ def _put_aside(
             account["example"] = account["example"] or rows.column("sample_id")[int(np.argmin(known))].as_py()
         rows = rows.append_column(PLACE, pa.array(place)).filter(known)
         rows = rows.take(np.argsort(place[known], kind="stable"))
-        account["schema"] = base64.b64encode(rows.schema.serialize()).decode()
+        if len(place):
+            account["schema"] = base64.b64encode(rows.schema.serialize()).decode()
         _put_buckets(rows, edges, f"{_name(item)[:-5]}-{number:04d}.parquet", out)
+    now = storage_of(file.uri, endpoint).find(file.uri)
+    if now is None or now.version != file.version:
+        raise Stopped(f"{key}: {file.uri} was changed since it was listed. Run again: it is read anew")
     out.put(_name(item), json.dumps(account).encode())
 
 

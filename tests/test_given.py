@@ -13,15 +13,17 @@ from hypothesis import strategies as st
 
 from raypipe import given as bring
 from raypipe import read
-from raypipe.errors import ConfigError, DataError
+from raypipe.errors import ConfigError, DataError, Stopped
 from raypipe.given import Index, exchange, put_beside
-from raypipe.lake import list_slices
+from raypipe.lake import Lake
 from raypipe.ops.text import sample_id
 from raypipe.part import Table, commit_part
 from raypipe.stages import cluster, embed, score
 from raypipe.store import Folder
 from tests.lakes import digests, manifest, raypipe, stage_folder
 from tests.s3.fake import BUCKET, moto_bucket
+
+LAKE = Lake((), ("a" * 12,))
 
 
 @given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 5)), max_size=30), st.lists(st.integers(0, 5), max_size=8))
@@ -94,8 +96,8 @@ def test_any_order_in_any_files(tmp_path_factory, sizes, num_files, random):
             {"sample_id": pa.array(brought[a:b], pa.string()), "value": pa.array(values[a:b], pa.float64())}
         )
         pq.write_table(rows, folder / "files" / f"{number}.parquet", row_group_size=2)
-    files, out = list_slices("given", [str(folder / "files")]), Folder(str(folder / "out"))
-    made = exchange("given", files, lambda rows: rows, samples, out, None)
+    files, out = [str(folder / "files")], Folder(str(folder / "out"))
+    made = exchange("given", files, lambda rows: rows, samples, out, LAKE, None)
     wanted = dict(reversed(list(zip(brought, values, strict=True))))
     placed = beside(made, samples, folder / "beside")
     before: set[str] = set()
@@ -105,9 +107,9 @@ def test_any_order_in_any_files(tmp_path_factory, sizes, num_files, random):
         before |= set(mine)
     assert (made.rows, made.unknown) == (len(brought), 1)
     whole = sorted((file.uri, file.size) for file in out.walk())
-    for name in (name for name in out.list() if name.endswith("0000.json")):
-        out.delete(name)  # as a kill leaves it: rows are there, their account is not
-    again = exchange("given", files, lambda rows: rows, samples, out, None)
+    for name in (name for name in made.folder.list() if name.endswith("0000.json")):
+        made.folder.delete(name)  # as a kill leaves it: rows are there, their account is not
+    again = exchange("given", files, lambda rows: rows, samples, out, LAKE, None)
     assert sorted((file.uri, file.size) for file in out.walk()) == whole and again == made
 
 
@@ -190,12 +192,34 @@ def test_from_s3_to_s3(tmp_path, monkeypatch, one_by_one):
     pq.write_table(rows, tmp_path / "x.parquet")
     with moto_bucket(monkeypatch, tmp_path):
         Folder.at(f"s3://{BUCKET}/mine").put("x.parquet", (tmp_path / "x.parquet").read_bytes())
-        files = list_slices("cluster.given", [f"s3://{BUCKET}/mine/*.parquet"])
-        made = exchange("cluster.given", files, cluster.clusters_of, samples, Folder.at(f"s3://{BUCKET}/out"), None)
+        files, out = [f"s3://{BUCKET}/mine/*.parquet"], Folder.at(f"s3://{BUCKET}/out")
+        made = exchange("cluster.given", files, cluster.clusters_of, samples, out, LAKE, None)
         placed = beside(made, samples, tmp_path / "beside")
     wanted = dict(zip(known[::-1], range(len(known)), strict=True))
     assert placed.read(samples.parts[0])["cluster_id"].to_pylist() == [wanted[one] for one in ids[0]]
     assert placed.read(samples.parts[1])["cluster_id"].to_pylist() == [None, *(wanted[one] for one in ids[1][1:])]
+
+
+def test_a_lake_that_grows_and_files_that_change(tmp_path, one_by_one, monkeypatch):
+    """A row whose sample comes later must find it; of files that change under a run nothing is taken."""
+    samples, ids = lake(tmp_path / "samples", [3, 4])
+    rows = pa.table({"sample_id": [*ids[1][1:], *ids[0]], "value": [float(n) for n in range(6)]})
+    pq.write_table(rows, tmp_path / "x.parquet")
+    before, out = Table(samples.folder, samples.parts[:1], manifest=samples.manifest), Folder(str(tmp_path / "out"))
+    words = ("given", [str(tmp_path / "x.parquet")], lambda rows: rows)
+    first = exchange(*words, before, out, LAKE, None)
+    assert first.unknown == 3 and len(put_beside(first, before, lambda mine, rows: rows, out)) == 1
+    grown = exchange(*words, samples, out, Lake((), ("a" * 12, "b" * 12)), None)
+    assert grown.unknown == 0
+    put_beside(grown, samples, lambda mine, rows: rows, out)
+    assert Table(out, samples.parts).read(samples.parts[1])["value"].to_pylist() == [None, 0, 1, 2]
+
+    def changed(rows):
+        pq.write_table(rows, tmp_path / "x.parquet", compression="none")
+        return rows
+
+    with pytest.raises(Stopped, match=r"x\.parquet was changed since it was listed"):
+        exchange(*words[:2], changed, samples, Folder(str(tmp_path / "other")), LAKE, None)
 
 
 ID = sample_id("a", "b")
@@ -226,14 +250,7 @@ def test_what_is_no_such_table_is_refused(stage, columns, said, tmp_path, one_by
         else None
     )
     with pytest.raises(ConfigError, match=r"given: .*x\.parquet: ") as error:
-        exchange(
-            "given",
-            list_slices("given", [str(tmp_path / "x.parquet")]),
-            check,
-            samples,
-            Folder(str(tmp_path / "out")),
-            None,
-        )
+        exchange("given", [str(tmp_path / "x.parquet")], check, samples, Folder(str(tmp_path / "out")), LAKE, None)
     assert said in str(error.value)
 
 
@@ -246,8 +263,10 @@ def test_files_that_do_not_fit_together(tmp_path, one_by_one):
     (tmp_path / "d.parquet").write_text("no")
 
     def given_by(*names):
-        files = list_slices("embed.given", [str(tmp_path / f"{name}.parquet") for name in names])
-        exchange("embed.given", files, embed.embeddings_of, samples, Folder(str(tmp_path / "_".join(names))), None)
+        files = [str(tmp_path / f"{name}.parquet") for name in names]
+        exchange(
+            "embed.given", files, embed.embeddings_of, samples, Folder(str(tmp_path / "_".join(names))), LAKE, None
+        )
 
     with pytest.raises(ConfigError, match=r"a\.parquet has fixed_size_list.*\[2\] and .*b\.parquet has .*\[3\]"):
         given_by("a", "b")

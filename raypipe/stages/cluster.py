@@ -25,7 +25,6 @@ from raypipe.config import Config
 from raypipe.errors import ConfigError, DataError
 from raypipe.folds import fold_parts, shards
 from raypipe.given import account, exchange, numbers, put_beside
-from raypipe.lake import list_slices
 from raypipe.ops import kmeans
 from raypipe.ops import members as members_of
 from raypipe.ops.distances import EDGES, Distances, MeasureDistances, drift, silhouette
@@ -78,8 +77,8 @@ def _given(config: Config, inputs: Inputs, out: Folder) -> Result:
     """Ids are put beside the samples first (`_placed/`); centres are the means of their members, and distances are to these."""
     embed, pool, metric = inputs["embed"], config.resources.cluster, config.cluster.metric
     ids = embed.only("sample_id")
-    files = list_slices("cluster.given", config.cluster.given or (), endpoint=config.storage.endpoint)
-    given = exchange("cluster.given", files, clusters_of, ids, out / "_given", config.storage.endpoint)
+    paths, endpoint = config.cluster.given or (), config.storage.endpoint
+    given = exchange("cluster.given", paths, clusters_of, ids, out, inputs.lake, endpoint)
     put_beside(given, ids, numbered, out / "_placed")
     tables = [embed, Table(out / "_placed", embed.parts)]
     if not out.has("centers.npy"):

@@ -21,7 +21,6 @@ from raypipe.config import Embed as EmbedConfig
 from raypipe.errors import ConfigError
 from raypipe.given import account, exchange, numbers, put_beside
 from raypipe.identity import fetched_model
-from raypipe.lake import list_slices
 from raypipe.models.embedder import Embedder
 from raypipe.part import with_figures
 from raypipe.parts import map_parts
@@ -47,8 +46,7 @@ def run(config: Config, inputs: Inputs, out: Folder) -> Result:
 
 def _given(config: Config, inputs: Inputs, out: Folder) -> Result:
     endpoint, samples = config.storage.endpoint, inputs["clean"].only("sample_id", "status")
-    files = list_slices("embed.given", config.embed.given or (), endpoint=endpoint)
-    given = exchange("embed.given", files, embeddings_of, samples, out / "_given", endpoint)
+    given = exchange("embed.given", config.embed.given or (), embeddings_of, samples, out, inputs.lake, endpoint)
     footers = all_footers(out, put_beside(given, samples, embedded, out), inputs.lake)
     return Result(footers, account("embed.given", given, footers, inputs["clean"]))
 

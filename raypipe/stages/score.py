@@ -22,7 +22,6 @@ from raypipe.config import Config
 from raypipe.cost import Batch
 from raypipe.given import account, exchange, numbers, put_beside
 from raypipe.identity import fetched_model
-from raypipe.lake import list_slices
 from raypipe.models.pretrained import load_tokenizer, max_positions
 from raypipe.models.scorer import PACKED_ON_CPU, Scorer, make_scorer
 from raypipe.models.steady import Refusals, SteadyScorer
@@ -52,8 +51,7 @@ def run(config: Config, inputs: Inputs, out: Folder) -> Result:
 
 def _given(config: Config, inputs: Inputs, out: Folder) -> Result:
     endpoint, samples = config.storage.endpoint, inputs["clean"].only("sample_id", "status")
-    files = list_slices("score.given", config.score.given or (), endpoint=endpoint)
-    given = exchange("score.given", files, scores_of, samples, out / "_given", endpoint)
+    given = exchange("score.given", config.score.given or (), scores_of, samples, out, inputs.lake, endpoint)
     footers = all_footers(out, put_beside(given, samples, scored, out), inputs.lake)
     return Result(footers, account("score.given", given, footers, inputs["clean"]))
 
