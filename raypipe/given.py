@@ -22,12 +22,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from numpy.typing import NDArray
 
 from raypipe.errors import ConfigError, DataError, Stopped
 from raypipe.folds import groups_of
 from raypipe.items import map_items
 from raypipe.lake import Lake, Slice, list_slices
+from raypipe.ops.places import Places
 from raypipe.ops.text import id_words
 from raypipe.part import THREADS, UNREADABLE, Footer, Table, add_up, commit_part, count_rows, figures_of, read_part
 from raypipe.read_ahead import read_ahead
@@ -40,42 +40,6 @@ ID = re.compile("[0-9a-f]{32}")
 # a file's rows as the stage wants them, without those that hold a null; ValueError with what, got, wanted, do
 Check = Callable[[pa.Table], pa.Table]
 Make = Callable[[pa.Table, pa.Table], pa.Table]  # a part of a stage, from its samples and the rows given for them
-
-
-@dataclass(frozen=True)
-class Index:
-    """[N] samples, sorted by id: both words, and the place of each."""
-
-    high_N: NDArray[np.uint64]
-    low_N: NDArray[np.uint64]
-    place_N: NDArray[np.int64]
-
-    @staticmethod
-    def of(samples: Table) -> Index:
-        """Of a table's sample_id. Of rows with one id only the first can be a sample."""
-        words, places = [np.empty((0, 2), np.uint64)], [np.empty(0, np.int64)]
-        with read_ahead([samples.only("sample_id")], samples.parts) as (ahead,):
-            for number, part in enumerate(samples.parts):
-                words.append(id_words(ahead.read(part).column("sample_id")))
-                places.append((number << 32) + np.arange(len(words[-1])))
-        words_N2, place_N = np.concatenate(words), np.concatenate(places)
-        order = np.lexsort([words_N2[:, 1], words_N2[:, 0]])  # stable: of equal ones the first place comes first
-        words_N2 = words_N2[order]
-        first = np.ones(len(order), bool)
-        first[1:] = (words_N2[1:] != words_N2[:-1]).any(1)
-        return Index(words_N2[first, 0], words_N2[first, 1], place_N[order[first]])
-
-    def find(self, words_M2: NDArray[np.uint64]) -> NDArray[np.int64]:
-        """[M] places; -1 for what is no sample."""
-        found_M, last = np.full(len(words_M2), -1), len(self.high_N)
-        at_M, open_M = np.searchsorted(self.high_N, words_M2[:, 0]), np.arange(len(words_M2))
-        while len(open_M := open_M[at_M[open_M] < last]):  # once, but for samples that share the leading word
-            open_M = open_M[self.high_N[at_M[open_M]] == words_M2[open_M, 0]]
-            equal = self.low_N[at_M[open_M]] == words_M2[open_M, 1]
-            found_M[open_M[equal]] = self.place_N[at_M[open_M[equal]]]
-            open_M = open_M[~equal]
-            at_M[open_M] += 1
-        return found_M
 
 
 @dataclass(frozen=True)
@@ -117,7 +81,7 @@ def exchange(
     there = set(out.list())
     if todo := [item for item in items if _name(item) not in there]:
         task = partial(
-            _put_aside, key=key, check=check, index=Index.of(samples), edges=edges, out=out, endpoint=endpoint
+            _put_aside, key=key, check=check, places=_places(samples), edges=edges, out=out, endpoint=endpoint
         )
         map_items(task, todo, label=f"{key}: exchange", name=lambda item: f"{item[1].uri} row group {item[2]}")
     accounts = [json.loads(out.read(_name(item))) for item in items]
@@ -130,6 +94,15 @@ def exchange(
             f"digits that follow from the texts alone; those of this lake are in the column sample_id of {samples.folder.path}"
         )
     return Given(out, edges, schema, rows, unknown)
+
+
+def _places(samples: Table) -> Places:
+    words, places = [np.empty((0, 2), np.uint64)], [np.empty(0, np.int64)]
+    with read_ahead([samples.only("sample_id")], samples.parts) as (ahead,):
+        for number, part in enumerate(samples.parts):
+            words.append(id_words(ahead.read(part).column("sample_id")))
+            places.append((number << 32) + np.arange(len(words[-1])))
+    return Places.of(np.concatenate(words), np.concatenate(places))
 
 
 def _row_groups(key: str, file: Slice, endpoint: str | None) -> int:
@@ -154,7 +127,7 @@ def _put_aside(
     *,
     key: str,
     check: Check,
-    index: Index,
+    places: Places,
     edges: Sequence[int],
     out: Folder,
     endpoint: str | None,
@@ -164,7 +137,7 @@ def _put_aside(
     account: dict[str, Any] = {"rows": 0, "unknown": 0, "example": None}
     for number, batch in enumerate(_opened(key, file, endpoint).iter_batches(BATCH_ROWS, row_groups=[group])):
         rows = _checked(key, file, pa.Table.from_batches([batch]), check)
-        place = index.find(id_words(rows.column("sample_id")))
+        place = places.find(id_words(rows.column("sample_id")))
         known = place >= 0
         account["rows"] += len(rows)
         account["unknown"] += int((~known).sum())

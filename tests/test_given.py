@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from raypipe import given as bring
 from raypipe import read
 from raypipe.errors import ConfigError, DataError, Stopped
-from raypipe.given import Index, exchange, put_beside
+from raypipe.given import exchange, put_beside
 from raypipe.lake import Lake
 from raypipe.ops.text import sample_id
 from raypipe.part import Table, commit_part
@@ -24,22 +24,6 @@ from tests.lakes import digests, manifest, raypipe, stage_folder
 from tests.s3.fake import BUCKET, moto_bucket
 
 LAKE = Lake((), ("a" * 12,))
-
-
-@given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 5)), max_size=30), st.lists(st.integers(0, 5), max_size=8))
-def test_every_id_finds_its_place(ids, asked):
-    """Ids that share their leading word are told apart; of a repeated one the first row is the sample; none else is found."""
-    words = np.array(ids, np.uint64).reshape(-1, 2)
-    first = {pair: place for place, pair in reversed(list(enumerate(ids)))}
-    kept = sorted(first.items())
-    index = Index(
-        np.array([pair[0] for pair, _ in kept], np.uint64),
-        np.array([pair[1] for pair, _ in kept], np.uint64),
-        np.array([place for _, place in kept]),
-    )
-    assert index.find(words).tolist() == [first[pair] for pair in ids]
-    odd = np.array([(n, n + 7) for n in asked], np.uint64).reshape(-1, 2)
-    assert index.find(odd).tolist() == [-1] * len(asked)
 
 
 def lake(folder, sizes):
