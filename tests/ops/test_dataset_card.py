@@ -159,3 +159,12 @@ def test_the_settings_are_a_config():
     settings = yaml.safe_load(card.rsplit("```yaml\n", 1)[1].rsplit("```", 1)[0])
     again = Config.model_validate_json(json.dumps({**settings, "storage": {"root": "/r"}}))
     assert again == account()["config"] and not {"storage", "resources"} & settings.keys()
+
+
+def test_what_was_given_is_not_said_to_be_computed():
+    """A card that names a model which never saw the rows would be believed."""
+    own = {"embed": {"given": ["/mine/e"]}, "cluster": {"given": ["/mine/c"]}, "score": {"given": ["/mine/s.parquet"]}}
+    card = dataset_card.render(account(config=own))
+    for path in ("/mine/e", "/mine/c", "/mine/s.parquet"):
+        assert f"with another tool, given as rows of `{path}`" in card
+    assert "with the template below" not in card and "with the template below" in dataset_card.render(account())
