@@ -89,10 +89,11 @@ def _resolved(config: Config) -> Config:
     """With what depends on this machine or the Hub made explicit: the scoring backend, and revisions of Hub models."""
     endpoint = config.storage.endpoint
     model = pinned_model("model", config.model, endpoint)
-    same = config.score_model == config.model
-    needs_another = not same and config.score.given is None
-    score_model = pinned_model("score.model", config.score_model, endpoint) if needs_another else model
-    score = {"backend": resolved_backend(config.score.backend), "model": score_model}
+    score = {}
+    if config.score.given is None:
+        same = config.score_model == config.model
+        score_model = model if same else pinned_model("score.model", config.score_model, endpoint)
+        score = {"backend": resolved_backend(config.score.backend), "model": score_model}
     embed = {"model": config.embed.model and pinned_model("embed.model", config.embed.model, endpoint)}
     return config.model_copy(
         update={

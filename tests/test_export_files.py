@@ -68,7 +68,12 @@ def by_hand(tmp_path_factory, random_model, embedder):
             accounts.setdefault(stage, []).append(footer)
     for stage, footers in accounts.items():
         told = {"lake": planned.lake.digest, "finished": "2026-11-27T00:00:00Z", "packages": {"raypipe": "0.1.0"}}
-        told |= {"summary": {"cluster_sizes": [7]}, "parts": footers, **add_up(footers)}
+        told |= {
+            "config": load_config(path).model_dump(mode="json"),
+            "summary": {"cluster_sizes": [7]},
+            "parts": footers,
+            **add_up(footers),
+        }
         planned[stage].folder.put(f"manifest-{planned.lake.digest}.json", json.dumps(told).encode())
     return path
 

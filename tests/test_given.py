@@ -1,6 +1,5 @@
 """Rows of the user's own in place of a model's: the same selection as computed, whatever their order; what is missing or odd is said."""
 
-import json
 import shutil
 
 import numpy as np
@@ -20,7 +19,7 @@ from raypipe.ops.text import sample_id
 from raypipe.part import Table, commit_part
 from raypipe.stages import cluster, embed, score
 from raypipe.store import Folder
-from tests.lakes import digests, manifest, raypipe, stage_folder
+from tests.lakes import digests, manifest, raypipe
 from tests.s3.fake import BUCKET, moto_bucket
 
 LAKE = Lake((), ("a" * 12,))
@@ -144,7 +143,9 @@ def test_what_is_missing_or_too_much_is_counted(finished, tmp_path):
     shuffled(embeddings, tmp_path / "embed")
     shuffled(pa.concat_tables([scores, extra]), tmp_path / "score")
     words = [f"{stage}.given={tmp_path / stage}/*.parquet" for stage in ("embed", "score")]
-    done = raypipe("run", finished[1], *words, "embed.model=null", f"storage.root={root}", "name=own")
+    done = raypipe(
+        "run", finished[1], *words, "embed.model=null", f"storage.root={root}", "name=own", "--until", "select"
+    )
     assert done.returncode == 0, done.stderr
     samples = manifest(root, "clean", "own")["counts"]["ok"]
     assert f"! embed.given: 7 of {samples} samples are not among the given rows, and are never selected" in done.stdout
@@ -154,13 +155,6 @@ def test_what_is_missing_or_too_much_is_counted(finished, tmp_path):
     assert counts["not_given"] == samples - 150 and counts["ok"] <= 150
     reasons = manifest(root, "select", "own")["counts"]
     assert 0 < reasons["no_cluster"] <= 7 and reasons["not_given"] > 0
-    report = json.loads((stage_folder(root, "report", "own") / "report.json").read_text())
-    flow = {step["stage"]: step for step in report["flow"]}
-    assert (
-        flow["score"]["reasons"]["not_given"] == reasons["not_given"]
-        and flow["select"]["rows_out"] == reasons["selected"]
-    )
-    assert "not among the given rows" in (stage_folder(root, "report", "own") / "index.html").read_text()
     lost = (
         read(str(root), "select", "own").to_table().filter(pc.field("reason") == "no_cluster")["sample_id"][0].as_py()
     )

@@ -71,6 +71,7 @@ def submit(address, client, name, *words):
     return str(client.get_job_status(job)), client.get_job_logs(job)
 
 
+@pytest.mark.slow
 def test_train_before_prepare_then_prepare_then_train(cluster, finished, tmp_path):
     """From select on; what is before is on disk, as after a job that was killed."""
     (address, client), root = cluster, tmp_path / "root"

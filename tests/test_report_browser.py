@@ -139,7 +139,10 @@ def watched(page_file, scheme):
         page.on("pageerror", lambda error: complaints.append(str(error)))
         page.on("request", lambda request: asked.append(request.url))
         page.goto(page_file.as_uri(), wait_until="load")
-        page.wait_for_timeout(1500)
+        page.wait_for_function(
+            "[...document.querySelectorAll('.chart')].every((one) => one.querySelector('svg.main-svg'))"
+        )
+        page.wait_for_timeout(200)  # for what is said late
         yield page
         browser.close()
     assert complaints == []

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from raypipe.ops.selection import BELOW_CUT, IFD_TOO_HIGH, SELECTED
@@ -125,22 +124,14 @@ class Measure:
         columns = {
             name: column for table in tables[:3] for name, column in zip(table.column_names, table.columns, strict=True)
         }
-        rows = pa.table({**columns, "row": np.arange(len(tables[0]))}).filter(
-            pc.and_(columns["ifd"].is_valid(), columns["cluster_id"].is_valid())
-        )
-        values = {name: rows.column(name).to_numpy() for name in rows.column_names}
-        n = values["num_response_tokens"].astype(float)
-        values["perplexity_conditional"] = np.exp(values["nll_conditional"] / n)
-        values["perplexity_unconditional"] = np.exp(values["nll_unconditional"] / n)
-        values |= {
-            "response_tokens": values["num_response_tokens"],
-            "instruction_tokens": values["num_instruction_tokens"],
-        }
+        rows = pa.table({**columns, "row": np.arange(len(tables[0]))}).filter(columns["ifd"].is_valid())
+        values = _values(rows)
         selected = values["reason"] == SELECTED
         counts = {
             name: np.stack([_count(name, values[name]), _count(name, values[name][selected])]) for name in QUANTITIES
         }
-        cluster = values["cluster_id"]
+        values = _values(rows.filter(rows.column("cluster_id").is_valid()))  # others are never eligible
+        selected, cluster = values["reason"] == SELECTED, values["cluster_id"]
         return Figures(
             counts,
             np.stack([_count("ifd", values["ifd"][cluster == k]) for k in range(self.num_clusters)]),
@@ -178,6 +169,17 @@ def project(x_ND: NDArray[np.float32], seed: int) -> tuple[NDArray[np.float32], 
     pca = PCA(min(2, *x_ND.shape), random_state=seed)
     xy = np.pad(pca.fit_transform(x_ND), ((0, 0), (0, 2)))[:, :2]
     return xy, float(pca.explained_variance_ratio_.sum())
+
+
+def _values(rows: pa.Table) -> dict[str, NDArray[Any]]:
+    values = {name: rows.column(name).to_numpy() for name in rows.column_names}
+    n = values["num_response_tokens"].astype(float)
+    return values | {
+        "perplexity_conditional": np.exp(values["nll_conditional"] / n),
+        "perplexity_unconditional": np.exp(values["nll_unconditional"] / n),
+        "response_tokens": values["num_response_tokens"],
+        "instruction_tokens": values["num_instruction_tokens"],
+    }
 
 
 def _first_of_each(

@@ -30,7 +30,7 @@ FEW_STEPS = 100
 
 def said(manifests: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """All of a run, in the order of its stages."""
-    return [text for manifest in manifests.values() for text in manifest["summary"].get("warnings", ())]
+    return [text for manifest in manifests.values() for text in manifest.get("summary", {}).get("warnings", ())]
 
 
 def of_clusters(silhouette: float, num_clusters: int) -> list[str]:

@@ -100,3 +100,11 @@ def test_map_of_few_rows_still_has_two_axes():
     for shape in [(0, 3), (1, 3), (2, 3), (5, 1), (5, 3)]:
         xy, explained = project(np.random.default_rng(0).normal(size=shape).astype(np.float32), 0)
         assert xy.shape == (shape[0], 2) and np.isfinite(xy).all() and np.isfinite(explained), shape
+
+
+def test_a_scored_row_without_a_cluster_is_in_no_cluster():
+    """Its embedding was not among the user's rows: it counts among the scored, and is shown in no cluster."""
+    score, cluster, select = tables([(0, 0.5, -1.0, 3, "below_cut"), (0, 0.5, -1.0, 3, "below_cut")], "a")
+    cluster = cluster.set_column(0, "cluster_id", pa.array([0, None], pa.int32()))
+    found = Measure(1, 2)([score, cluster, select])
+    assert found.counts["ifd"][0].sum() == 2 and found.ifd_KB.sum() == 1 and len(found.nearest) == 1
