@@ -78,8 +78,7 @@ def exchange(
         for place, (file, count) in enumerate(zip(files, counts, strict=True))
         for group in range(count)
     ]
-    there = set(out.list())
-    if todo := [item for item in items if _name(item) not in there]:
+    if todo := _todo(items, out):
         task = partial(
             _put_aside, key=key, check=check, places=_places(samples), edges=edges, out=out, endpoint=endpoint
         )
@@ -94,6 +93,14 @@ def exchange(
             f"digits that follow from the texts alone; those of this lake are in the column sample_id of {samples.folder.path}"
         )
     return Given(out, edges, schema, rows, unknown)
+
+
+def _todo(items: Sequence[tuple[int, Slice, int]], out: Folder) -> list[tuple[int, Slice, int]]:
+    """Those without an account, or without an object that it names: --repair removes what is damaged."""
+    there = {file.uri[len(out.path) + 1 :] for file in out.walk()}
+    done = (name for name in map(_name, items) if name in there)
+    whole = {name for name in done if there.issuperset(json.loads(out.read(name))["objects"])}
+    return [item for item in items if _name(item) not in whole]
 
 
 def _places(samples: Table) -> Places:
@@ -134,7 +141,7 @@ def _put_aside(
 ) -> None:
     """A row group's rows, batch by batch, into their buckets; its account last."""
     _, file, group = item
-    account: dict[str, Any] = {"rows": 0, "unknown": 0, "example": None}
+    account: dict[str, Any] = {"rows": 0, "unknown": 0, "example": None, "objects": []}
     for number, batch in enumerate(_opened(key, file, endpoint).iter_batches(BATCH_ROWS, row_groups=[group])):
         rows = _checked(key, file, pa.Table.from_batches([batch]), check)
         place = places.find(id_words(rows.column("sample_id")))
@@ -147,19 +154,20 @@ def _put_aside(
         rows = rows.take(np.argsort(place[known], kind="stable"))
         if len(place):
             account["schema"] = base64.b64encode(rows.schema.serialize()).decode()
-        _put_buckets(rows, edges, f"{_name(item)[:-5]}-{number:04d}.parquet", out)
+        account["objects"] += _put_buckets(rows, edges, f"{_name(item)[:-5]}-{number:04d}.parquet", out)
     now = storage_of(file.uri, endpoint).find(file.uri)
     if now is None or now.version != file.version:
         raise Stopped(f"{key}: {file.uri} was changed since it was listed. Run again: it is read anew")
     out.put(_name(item), json.dumps(account).encode())
 
 
-def _put_buckets(rows: pa.Table, edges: Sequence[int], name: str, out: Folder) -> None:
-    """Names sort in the order of the files and their rows."""
+def _put_buckets(rows: pa.Table, edges: Sequence[int], name: str, out: Folder) -> list[str]:
+    """Returns what was put. Names in a bucket sort in the order of the files and their rows."""
     cuts = np.searchsorted(rows.column(PLACE).to_numpy(), np.array(edges, np.int64) << 32)
-    for bucket, (first, last) in enumerate(pairwise(cuts)):
-        if last > first:
-            commit_part(out / f"{bucket:05d}", name, rows.slice(first, last - first), counts={})
+    filled = [(f"{bucket:05d}", first, last) for bucket, (first, last) in enumerate(pairwise(cuts)) if last > first]
+    for bucket, first, last in filled:
+        commit_part(out / bucket, name, rows.slice(first, last - first), counts={})
+    return [f"{bucket}/{name}" for bucket, _, _ in filled]
 
 
 def _checked(key: str, file: Slice, rows: pa.Table, check: Check) -> pa.Table:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from raypipe.ops.kmeans import Nearest, assign, members, rows_of, unit_rows
 
 MOST_CLUSTERS = 1_000_000
+FAR = 1e6  # in every dimension, of the centre of no sample: farther than any float16, so that nothing is ever assigned to it
 
 
 @dataclass(frozen=True)
@@ -32,9 +33,10 @@ class Members:
         )
 
     def centers(self, metric: str) -> NDArray[np.float32]:
-        """[K, D]; zeros for an id that no sample has."""
+        """[K, D]; FAR for an id that no sample has."""
         means_KD = self.sums_KD / np.maximum(self.counts_K, 1)[:, None]
-        return (unit_rows(means_KD) if metric == "cosine" else means_KD).astype(np.float32)
+        centers_KD = unit_rows(means_KD) if metric == "cosine" else means_KD
+        return np.where(self.counts_K[:, None] > 0, centers_KD, FAR).astype(np.float32)
 
 
 @dataclass(frozen=True)
@@ -58,9 +60,8 @@ def both(tables: list[pa.Table]) -> NDArray[np.bool_]:
 
 
 def distances(x_ND: NDArray[np.float32], id_N: NDArray[np.integer[Any]], centers_KD: NDArray[np.float32]) -> Nearest:
-    """To the own centre, and to the nearest of the others; not to those that are zero, which no sample has."""
-    (live,) = np.nonzero(centers_KD.any(1))
-    found = assign(x_ND, centers_KD[live])
+    """To the own centre, and to the nearest of the others."""
+    found = assign(x_ND, centers_KD)
     difference_ND = x_ND - centers_KD[id_N]
     own_N = np.einsum("nd,nd->n", difference_ND, difference_ND)
-    return Nearest(id_N, own_N, np.where(live[found.cluster_id] == id_N, found.sq_second, found.sq_distance))
+    return Nearest(id_N, own_N, np.where(found.cluster_id == id_N, found.sq_second, found.sq_distance))

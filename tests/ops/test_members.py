@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from raypipe.ops.distances import silhouette
-from raypipe.ops.members import Gather, Members, distances
+from raypipe.ops.kmeans import assign
+from raypipe.ops.members import FAR, Gather, Members, distances
 
 
 def part(rows):
@@ -33,17 +34,20 @@ def test_centres_are_means_of_members_whatever_the_parts(parts):
             members.setdefault(cluster, []).append(vector)
     assert found.counts_K.tolist() == [len(members.get(k, [])) for k in range(max(members, default=-1) + 1)]
     for k, centre in enumerate(found.centers("euclidean")):
-        assert np.allclose(centre, np.mean(np.array(members[k], np.float64), axis=0) if k in members else 0)
+        assert np.allclose(centre, np.mean(np.array(members[k], np.float64), axis=0) if k in members else FAR)
 
 
-def test_cosine_centres_have_unit_length_and_empty_ones_are_zero():
-    found = Members(np.array([[3.0, 4.0], [0.0, 0.0]]), np.array([5, 0]))
-    assert found.centers("cosine").tolist() == [[np.float32(0.6), np.float32(0.8)], [0, 0]]
+def test_cosine_centres_have_unit_length_and_empty_ones_draw_nothing():
+    """As frozen centres of a later run, a centre of no sample at zero would be the nearest of all rows that are far from the others."""
+    centers_KD = Members(np.array([[3.0, 4.0], [0.0, 0.0]]), np.array([5, 0])).centers("cosine")
+    assert centers_KD[0].tolist() == [np.float32(0.6), np.float32(0.8)]
+    away = np.array([[-0.6, -0.8], [0.8, -0.6], [-65504, -65504], [65504, 65504]], np.float32)
+    assert assign(away, centers_KD).cluster_id.tolist() == [0] * 4
 
 
 def test_distances_to_the_own_and_the_nearest_other():
     """By hand, on a line: a row may lie nearer to another centre, and then its silhouette is below 0; an empty cluster is none to be near."""
-    centers_KD = np.array([[1.0, 0.0], [5.0, 0.0], [0.0, 0.0]], np.float32)
+    centers_KD = np.array([[1.0, 0.0], [5.0, 0.0], [FAR, FAR]], np.float32)
     found = distances(np.array([[2.0, 0.0], [4.0, 0.0]], np.float32), np.array([0, 0]), centers_KD)
     assert (
         found.cluster_id.tolist() == [0, 0]
