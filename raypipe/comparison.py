@@ -18,12 +18,12 @@ import pyarrow as pa
 from raypipe import pipeline
 from raypipe.identity import package_versions
 from raypipe.ops.comparison_page import render
-from raypipe.ops.composition import groups, overall
+from raypipe.ops.composition import overall
+from raypipe.ops.selection import SELECTED
 from raypipe.ops.style import STYLES
-from raypipe.part import Table
 from raypipe.sampled import candidates, spread, styled
 from raypipe.screen import aligned
-from raypipe.stage import folder_name, open_table
+from raypipe.stage import folder_name
 from raypipe.store import Folder
 
 log = logging.getLogger("raypipe")
@@ -65,26 +65,21 @@ def compare(plans: Sequence[pipeline.Plan]) -> tuple[Comparison, Folder] | None:
 
 def _rows(planned: pipeline.Plan, texts: dict[str, pa.Table], *, baseline: bool) -> list[dict[str, Any]]:
     """What a run keeps; before it, as a baseline, what it could have kept."""
-    tables = {name: _table(planned, name) for name in READ}
+    tables = {name: planned[name].table for name in READ}  # select is finished, and so is what it reads
     parts, place = spread(tables["ingest"].parts, tables["ingest"].manifest["rows"]), planned["ingest"].folder.name
     if place not in texts:
         texts[place] = styled(tables["ingest"], parts)
     rows, manifest = candidates(tables, parts, texts[place]), tables["select"].manifest
     kept = {
         "run": planned.config.name,
-        "kept": manifest["counts"].get("selected", 0),
+        "kept": manifest["counts"].get(SELECTED, 0),
         "of_rows": manifest["rows"],
         "tokens": manifest["figures"]["kept_tokens"],
-        **overall(rows, groups(rows, planned.config.seed)["kept"]),
+        **overall(rows, rows.column("reason").to_numpy() == SELECTED),
     }
-    everything = {"run": None, "kept": None, "tokens": None, **overall(rows, np.ones(len(rows), bool))}
-    return [everything, kept] if baseline else [kept]
-
-
-def _table(planned: pipeline.Plan, stage: str) -> Table:
-    step = planned[stage]
-    assert step.manifest is not None  # select is finished, and so is what it reads
-    return open_table(step.folder, step.manifest)
+    if not baseline:
+        return [kept]
+    return [{"run": None, "kept": None, "tokens": None, **overall(rows, np.ones(len(rows), bool))}, kept]
 
 
 def shown(comparison: Comparison, folder: Folder) -> str:

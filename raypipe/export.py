@@ -24,7 +24,6 @@ from raypipe.recipes import STAGE_NAMES
 from raypipe.s3 import patience
 from raypipe.screen import aligned, size
 from raypipe.session import ray_session
-from raypipe.stage import open_table
 from raypipe.store import Folder
 
 VERSION = 1  # raised whenever the same rows give other files
@@ -70,8 +69,8 @@ def shown(made: Export) -> str:
 
 
 def _tables(planned: pipeline.Plan) -> dict[str, Table]:
-    steps = [planned[stage] for stage in ("ingest", "clean", "cluster", "score", "select")]
-    return {step.stage.name: open_table(step.folder, step.manifest or {}) for step in steps}  # plan() saw them finished
+    names = ("ingest", "clean", "cluster", "score", "select")
+    return {name: planned[name].table for name in names}  # plan() saw them finished
 
 
 def _recipe(planned: pipeline.Plan, form: str, shards: Sequence[Shard]) -> dict[str, Any]:

@@ -62,9 +62,16 @@ class Given:
 
 
 def exchange(
-    key: str, paths: Sequence[str], check: Check, samples: Table, out: Folder, lake: Lake, endpoint: str | None
+    key: str,
+    paths: Sequence[str],
+    columns: Sequence[str],
+    check: Check,
+    samples: Table,
+    out: Folder,
+    lake: Lake,
+    endpoint: str | None,
 ) -> Given:
-    """`samples` has the lake's sample_ids. ConfigError for files of something else, DataError where no id is among them.
+    """`columns` beside sample_id are read, and checked; `samples` has the lake's sample_ids. ConfigError for files of something else, DataError where no id is among them.
 
     Anew for a lake that has grown: buckets follow from the number of parts, and an id may be of a sample that was not there before.
     """
@@ -80,7 +87,14 @@ def exchange(
     ]
     if todo := _todo(items, out):
         task = partial(
-            _put_aside, key=key, check=check, places=_places(samples), edges=edges, out=out, endpoint=endpoint
+            _put_aside,
+            key=key,
+            columns=columns,
+            check=check,
+            places=_places(samples),
+            edges=edges,
+            out=out,
+            endpoint=endpoint,
         )
         map_items(task, todo, label=f"{key}: exchange", name=lambda item: f"{item[1].uri} row group {item[2]}")
     accounts = [json.loads(out.read(_name(item))) for item in items]
@@ -133,6 +147,7 @@ def _put_aside(
     item: tuple[int, Slice, int],
     *,
     key: str,
+    columns: Sequence[str],
     check: Check,
     places: Places,
     edges: Sequence[int],
@@ -142,7 +157,9 @@ def _put_aside(
     """A row group's rows, batch by batch, into their buckets; its account last."""
     _, file, group = item
     account: dict[str, Any] = {"rows": 0, "unknown": 0, "example": None, "objects": []}
-    for number, batch in enumerate(_opened(key, file, endpoint).iter_batches(BATCH_ROWS, row_groups=[group])):
+    opened, wanted = _opened(key, file, endpoint), ["sample_id", *columns]
+    read = wanted if set(wanted) <= set(opened.schema_arrow.names) else None  # else all, to say what is there
+    for number, batch in enumerate(opened.iter_batches(BATCH_ROWS, row_groups=[group], columns=read)):
         rows = _checked(key, file, pa.Table.from_batches([batch]), check)
         place = places.find(id_words(rows.column("sample_id")))
         known = place >= 0

@@ -43,6 +43,12 @@ class Planned:
     def done(self) -> bool:
         return self.manifest is not None
 
+    @property
+    def table(self) -> Table:
+        """Of a finished stage."""
+        assert self.manifest is not None
+        return open_table(self.folder, self.manifest)
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -167,13 +173,12 @@ def measure(planned: Plan) -> None:
     ingest, clean = planned["ingest"], planned["clean"]
     if planned.config.score.given is not None:
         raise ConfigError("--measure: nothing is scored, as score.given brings the scores. Leave one of the two out")
-    if ingest.manifest is None:
+    if not ingest.done:
         raise ConfigError(
             "--measure: ingest is not finished, wanted its rows. Make them by: raypipe run CONFIG --until clean   (no GPU needed)"
         )
-    samples = open_table(ingest.folder, ingest.manifest)
-    status = open_table(clean.folder, clean.manifest) if clean.manifest else None
-    cost.remember(planned["score"].folder, score.measure(planned.config, samples, status), platform.node())
+    status = clean.table if clean.done else None
+    cost.remember(planned["score"].folder, score.measure(planned.config, ingest.table, status), platform.node())
 
 
 def _check_budget(planned: Plan) -> None:
@@ -200,11 +205,11 @@ def _inputs(planned: Plan, stage: Stage) -> Inputs:
     tables: dict[str, Table] = {}
     for name in stage.reads:
         step = planned[name]
-        if step.manifest is None:
+        if not step.done:
             raise ConfigError(
                 f"{stage.name} reads {name}, and {step.folder.uri(manifest_name(planned.lake.digest))} is missing. Run without --from"
             )
-        tables[name] = open_table(step.folder, step.manifest)
+        tables[name] = step.table
     return Inputs(planned.lake, tables)
 
 

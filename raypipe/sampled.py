@@ -69,7 +69,7 @@ def rows_at(table: Table, parts: Sequence[str], rows: pa.Table) -> pa.Table:
     """The same rows of another of the lake's tables, in the order of `rows`, whose columns `part` and `row` say where they are."""
     part_N, row_N = rows.column("part").to_numpy(), rows.column("row").to_numpy()
     order = np.lexsort([row_N, part_N])
-    wanted = np.union1d(part_N, np.zeros(1, np.int32))  # one at least, for its columns
+    wanted = np.unique(part_N) if len(part_N) else [0]  # one at least, for its columns
     with read_ahead([table], [parts[n] for n in wanted]) as (ahead,):
         found = [ahead.read(parts[n]).replace_schema_metadata().take(np.sort(row_N[part_N == n])) for n in wanted]
     return pa.concat_tables(found).take(np.argsort(order))

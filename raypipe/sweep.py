@@ -27,7 +27,7 @@ from raypipe.part import Table
 from raypipe.s3 import patience
 from raypipe.screen import aligned
 from raypipe.session import ray_session
-from raypipe.stage import folder_name, open_table
+from raypipe.stage import folder_name
 from raypipe.store import Folder
 
 log = logging.getLogger("raypipe")
@@ -110,14 +110,13 @@ def shown(sweep: Sweep, folder: Folder) -> str:
 
 def _embeddings(planned: pipeline.Plan, ks: Sequence[int]) -> Table:
     """ConfigError or DataError where they are not what these k need."""
-    step = planned["embed"]
-    assert step.manifest is not None  # plan() looked
-    num_samples = step.manifest["counts"].get("ok", 0)
+    table = planned["embed"].table  # plan() saw it finished
+    num_samples = table.manifest["counts"].get("ok", 0)
     if ks[-1] > min(num_samples, SAMPLE_ROWS):
         limit = f"{num_samples:,} samples are there"
         limit = f"{SAMPLE_ROWS:,} of them are the sample" if num_samples > SAMPLE_ROWS else limit
         raise DataError(f"sweep-k: {ks[-1]:,} clusters asked for, and {limit}. Give smaller numbers")
-    return open_table(step.folder, step.manifest)
+    return table
 
 
 def _measured(planned: pipeline.Plan, ks: Sequence[int], table: Table) -> dict[str, Any]:

@@ -80,7 +80,7 @@ def test_any_order_in_any_files(tmp_path_factory, sizes, num_files, random):
         )
         pq.write_table(rows, folder / "files" / f"{number}.parquet", row_group_size=2)
     files, out = [str(folder / "files")], Folder(str(folder / "out"))
-    made = exchange("given", files, lambda rows: rows, samples, out, LAKE, None)
+    made = exchange("given", files, ["value"], lambda rows: rows, samples, out, LAKE, None)
     wanted = dict(reversed(list(zip(brought, values, strict=True))))
     placed = beside(made, samples, folder / "beside")
     before: set[str] = set()
@@ -92,12 +92,12 @@ def test_any_order_in_any_files(tmp_path_factory, sizes, num_files, random):
     whole = sorted((file.uri, file.size) for file in out.walk())
     for name in (name for name in made.folder.list() if name.endswith("0000.json")):
         made.folder.delete(name)  # as a kill leaves it: rows are there, their account is not
-    again = exchange("given", files, lambda rows: rows, samples, out, LAKE, None)
+    again = exchange("given", files, ["value"], lambda rows: rows, samples, out, LAKE, None)
     for file in [file for file in out.walk() if "_given" in file.uri and file.uri.endswith(".parquet")][::2]:
         made.folder.delete(
             file.uri[len(made.folder.path) + 1 :]
         )  # as --repair leaves it: the account is there, rows are not
-    again = exchange("given", files, lambda rows: rows, samples, out, LAKE, None)
+    again = exchange("given", files, ["value"], lambda rows: rows, samples, out, LAKE, None)
     assert sorted((file.uri, file.size) for file in out.walk()) == whole and again == made
 
 
@@ -171,12 +171,13 @@ def test_from_s3_to_s3(tmp_path, monkeypatch, one_by_one):
     """Users' files lie where the lake lies."""
     samples, ids = lake(tmp_path / "samples", [5, 4])
     known = [*ids[0], *ids[1][1:]]
-    rows = pa.table({"sample_id": known[::-1], "cluster_id": pa.array(range(len(known)), pa.int64())})
+    ids_and_texts = {"sample_id": known[::-1], "response": ["a text that nobody asked for"] * len(known)}
+    rows = pa.table({**ids_and_texts, "cluster_id": pa.array(range(len(known)), pa.int64())})
     pq.write_table(rows, tmp_path / "x.parquet")
     with moto_bucket(monkeypatch, tmp_path):
         Folder.at(f"s3://{BUCKET}/mine").put("x.parquet", (tmp_path / "x.parquet").read_bytes())
         files, out = [f"s3://{BUCKET}/mine/*.parquet"], Folder.at(f"s3://{BUCKET}/out")
-        made = exchange("cluster.given", files, cluster.clusters_of, samples, out, LAKE, None)
+        made = exchange("cluster.given", files, ["cluster_id"], cluster.clusters_of, samples, out, LAKE, None)
         placed = beside(made, samples, tmp_path / "beside")
     wanted = dict(zip(known[::-1], range(len(known)), strict=True))
     assert placed.read(samples.parts[0])["cluster_id"].to_pylist() == [wanted[one] for one in ids[0]]
@@ -189,7 +190,7 @@ def test_a_lake_that_grows_and_files_that_change(tmp_path, one_by_one, monkeypat
     rows = pa.table({"sample_id": [*ids[1][1:], *ids[0]], "value": [float(n) for n in range(6)]})
     pq.write_table(rows, tmp_path / "x.parquet")
     before, out = Table(samples.folder, samples.parts[:1], manifest=samples.manifest), Folder(str(tmp_path / "out"))
-    words = ("given", [str(tmp_path / "x.parquet")], lambda rows: rows)
+    words = ("given", [str(tmp_path / "x.parquet")], ["value"], lambda rows: rows)
     first = exchange(*words, before, out, LAKE, None)
     assert first.unknown == 3 and len(put_beside(first, before, lambda mine, rows: rows, out)) == 1
     grown = exchange(*words, samples, out, Lake((), ("a" * 12, "b" * 12)), None)
@@ -202,7 +203,7 @@ def test_a_lake_that_grows_and_files_that_change(tmp_path, one_by_one, monkeypat
         return rows
 
     with pytest.raises(Stopped, match=r"x\.parquet was changed since it was listed"):
-        exchange(*words[:2], changed, samples, Folder(str(tmp_path / "other")), LAKE, None)
+        exchange(*words[:3], changed, samples, Folder(str(tmp_path / "other")), LAKE, None)
 
 
 ID = sample_id("a", "b")
@@ -227,13 +228,15 @@ def test_what_is_no_such_table_is_refused(stage, columns, said, tmp_path, one_by
     """With file, what it has, what is wanted: before an hour of work."""
     samples, _ = lake(tmp_path / "samples", [3])
     pq.write_table(pa.table(columns), tmp_path / "x.parquet")
-    check = (
-        {embed: embed.embeddings_of, cluster: cluster.clusters_of, score: score.scores_of}[stage]
-        if stage is not None
-        else None
-    )
+    wanted, check = {
+        embed: (["embedding"], embed.embeddings_of),
+        cluster: (["cluster_id"], cluster.clusters_of),
+        score: (list(score.GIVEN), score.scores_of),
+    }[stage]
     with pytest.raises(ConfigError, match=r"given: .*x\.parquet: ") as error:
-        exchange("given", [str(tmp_path / "x.parquet")], check, samples, Folder(str(tmp_path / "out")), LAKE, None)
+        exchange(
+            "given", [str(tmp_path / "x.parquet")], wanted, check, samples, Folder(str(tmp_path / "out")), LAKE, None
+        )
     assert said in str(error.value)
 
 
@@ -248,7 +251,14 @@ def test_files_that_do_not_fit_together(tmp_path, one_by_one):
     def given_by(*names):
         files = [str(tmp_path / f"{name}.parquet") for name in names]
         exchange(
-            "embed.given", files, embed.embeddings_of, samples, Folder(str(tmp_path / "_".join(names))), LAKE, None
+            "embed.given",
+            files,
+            ["embedding"],
+            embed.embeddings_of,
+            samples,
+            Folder(str(tmp_path / "_".join(names))),
+            LAKE,
+            None,
         )
 
     with pytest.raises(ConfigError, match=r"a\.parquet has fixed_size_list.*\[2\] and .*b\.parquet has .*\[3\]"):

@@ -11,7 +11,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from raypipe.ops.kmeans import Nearest, sums_by
+from raypipe.ops.kmeans import Nearest
+from raypipe.ops.sums import sums_by
 
 EDGES = np.concatenate([[0.0], np.geomspace(1e-6, 1e6, 600), [np.inf]])  # of squared distances: 4.7 % a bin
 

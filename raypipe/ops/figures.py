@@ -124,13 +124,14 @@ class Measure:
         columns = {
             name: column for table in tables[:3] for name, column in zip(table.column_names, table.columns, strict=True)
         }
-        rows = pa.table({**columns, "row": np.arange(len(tables[0]))}).filter(columns["ifd"].is_valid())
-        values = _values(rows)
+        columns["cluster_id"] = columns["cluster_id"].fill_null(-1)  # of a sample that is never eligible
+        values = _values(pa.table({**columns, "row": np.arange(len(tables[0]))}).filter(columns["ifd"].is_valid()))
         selected = values["reason"] == SELECTED
         counts = {
             name: np.stack([_count(name, values[name]), _count(name, values[name][selected])]) for name in QUANTITIES
         }
-        values = _values(rows.filter(rows.column("cluster_id").is_valid()))  # others are never eligible
+        inside = values["cluster_id"] >= 0
+        values = {name: column[inside] for name, column in values.items()}
         selected, cluster = values["reason"] == SELECTED, values["cluster_id"]
         return Figures(
             counts,

@@ -5,7 +5,7 @@ that only rises, so a round is one Lloyd step on a growing random sample, each r
 batch doubles when the sampling error of a centre outweighs how far it moved, and ends at END_ROWS_PER_CLUSTER: centres of b rows
 lie K / b above the best inertia, 0.2 % there, wherever the lake ends. Cost: N * K * D multiplications a round over N rows.
 
-The sums are exact: rows are multiples of 2^-20 and squared distances of 2^-16, added in float64. So sets of rows add up to the same
+The sums are exact: rows are multiples of 2^-20 and squared distances of 2^-16 (ops.sums), added in float64. So sets of rows add up to the same
 bits in any order; within a set a matrix product is the same as long as the set is, so sets must not follow from the number of
 actors (see folds.Shards).
 
@@ -22,9 +22,10 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from raypipe.ops.sums import members, sums_by
 from raypipe.ops.text import draw, id_words
 
-ROW_GRID, DISTANCE_GRID = 2.0**20, 2.0**16
+ROW_GRID = 2.0**20
 SAMPLE_ROWS = 20_000  # that k-means++ starts from
 FIRST_ROWS_PER_CLUSTER, FIRST_ROWS = 64, 2000  # of the first batch, whichever are more
 END_ROWS_PER_CLUSTER, END_ROWS = 512, 100_000  # of the last
@@ -141,24 +142,6 @@ def torch_statistics(x_ND: NDArray[np.float32], centers_KD: NDArray[np.float32],
     id_N, sq_distance_N = found.cluster_id.cpu().numpy(), found.sq_distance.cpu().numpy()
     counts_K = np.bincount(id_N, minlength=len(centers_KD))
     return Statistics(sums.cpu().numpy(), counts_K, sums_by(id_N, sq_distance_N, len(centers_KD)))
-
-
-def sums_by(id_N: NDArray[np.integer[Any]], value_N: NDArray[Any], num_clusters: int) -> NDArray[np.float64]:
-    """[K] sums of values, rounded first, so that they are exact."""
-    return np.asarray(np.bincount(id_N, weights=exact(value_N), minlength=num_clusters), np.float64)
-
-
-def exact(value_N: NDArray[Any]) -> NDArray[np.float64]:
-    """On the grid of distances, where float64 sums are exact."""
-    return np.rint(value_N.astype(np.float64) * DISTANCE_GRID) / DISTANCE_GRID
-
-
-def members(id_N: NDArray[np.integer[Any]], num_clusters: int) -> Any:
-    """[K, N] sparse, a one for each row's cluster."""
-    from scipy.sparse import csc_matrix
-
-    num_rows = len(id_N)
-    return csc_matrix((np.ones(num_rows), id_N, np.arange(num_rows + 1)), shape=(num_clusters, num_rows))
 
 
 def move(centers_KD: NDArray[np.float32], found: Statistics, metric: str) -> NDArray[np.float32]:

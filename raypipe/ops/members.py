@@ -12,7 +12,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from raypipe.ops.kmeans import Nearest, assign, members, rows_of, unit_rows
+from raypipe.ops.kmeans import Nearest, Statistics, assign, move, rows_of
+from raypipe.ops.sums import members
 
 MOST_CLUSTERS = 1_000_000
 FAR = 1e6  # in every dimension, of the centre of no sample: farther than any float16, so that nothing is ever assigned to it
@@ -34,9 +35,8 @@ class Members:
 
     def centers(self, metric: str) -> NDArray[np.float32]:
         """[K, D]; FAR for an id that no sample has."""
-        means_KD = self.sums_KD / np.maximum(self.counts_K, 1)[:, None]
-        centers_KD = unit_rows(means_KD) if metric == "cosine" else means_KD
-        return np.where(self.counts_K[:, None] > 0, centers_KD, FAR).astype(np.float32)
+        far_KD = np.full(self.sums_KD.shape, FAR, np.float32)
+        return move(far_KD, Statistics(self.sums_KD, self.counts_K, np.zeros(len(self.counts_K))), metric)
 
 
 @dataclass(frozen=True)

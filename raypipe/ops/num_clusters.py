@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 
 from raypipe.ops import kmeans
 from raypipe.ops.distances import silhouette
+from raypipe.ops.sums import exact
 
 PAPER_CLUSTERS = 10
 FAINT = 0.1  # of the fall of inertia: an elbow less far below the chord is hardly one
@@ -76,7 +77,7 @@ def quality(x_ND: NDArray[np.float32], found: kmeans.Nearest, num_clusters: int)
     within, between, counts_K = squares(x_ND, found.cluster_id, num_clusters)
     several = int((counts_K > 0).sum()) > 1
     return Quality(
-        inertia=float(kmeans.exact(found.sq_distance).mean()),
+        inertia=float(exact(found.sq_distance).mean()),
         silhouette=float(silhouette(found).mean()) if several else None,
         calinski_harabasz=calinski_harabasz(within, between, counts_K, x_ND.shape[1]) if several else None,
         bic=bic(within, counts_K, x_ND.shape[1]),

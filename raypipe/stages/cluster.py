@@ -30,6 +30,7 @@ from raypipe.ops import members as members_of
 from raypipe.ops.distances import EDGES, Distances, MeasureDistances, drift, silhouette
 from raypipe.ops.figures import median_of
 from raypipe.ops.splitting import split
+from raypipe.ops.sums import exact
 from raypipe.ops.warnings import of_clusters
 from raypipe.part import Footer, Table, add_up, with_figures
 from raypipe.parts import map_parts
@@ -70,7 +71,7 @@ class Assign:
             )
         found = kmeans.assign(x_ND, self.centers_KD, self.device)
         made = _columns(tables[0].column("sample_id"), there, found)
-        return with_figures(made, silhouette=float(kmeans.exact(silhouette(found)).sum()))
+        return with_figures(made, silhouette=float(exact(silhouette(found)).sum()))
 
 
 def _given(config: Config, inputs: Inputs, out: Folder) -> Result:
@@ -78,7 +79,7 @@ def _given(config: Config, inputs: Inputs, out: Folder) -> Result:
     embed, pool, metric = inputs["embed"], config.resources.cluster, config.cluster.metric
     ids = embed.only("sample_id")
     paths, endpoint = config.cluster.given or (), config.storage.endpoint
-    given = exchange("cluster.given", paths, clusters_of, ids, out, inputs.lake, endpoint)
+    given = exchange("cluster.given", paths, ["cluster_id"], clusters_of, ids, out, inputs.lake, endpoint)
     put_beside(given, ids, numbered, out / "_placed")
     tables = [embed, Table(out / "_placed", embed.parts)]
     if not out.has("centers.npy"):
@@ -123,7 +124,7 @@ class Measure:
         )
         made = _columns(tables[0].column("sample_id"), there, found)
         not_given = len(there) - tables[0].column("embedding").null_count - int(there.sum())
-        return with_figures(made, silhouette=float(kmeans.exact(silhouette(found)).sum()), not_given=not_given)
+        return with_figures(made, silhouette=float(exact(silhouette(found)).sum()), not_given=not_given)
 
 
 def _columns(sample_id: Any, there: NDArray[np.bool_], found: kmeans.Nearest) -> pa.Table:

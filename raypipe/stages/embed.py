@@ -46,7 +46,9 @@ def run(config: Config, inputs: Inputs, out: Folder) -> Result:
 
 def _given(config: Config, inputs: Inputs, out: Folder) -> Result:
     endpoint, samples = config.storage.endpoint, inputs["clean"].only("sample_id", "status")
-    given = exchange("embed.given", config.embed.given or (), embeddings_of, samples, out, inputs.lake, endpoint)
+    given = exchange(
+        "embed.given", config.embed.given or (), ["embedding"], embeddings_of, samples, out, inputs.lake, endpoint
+    )
     footers = all_footers(out, put_beside(given, samples, embedded, out), inputs.lake)
     return Result(footers, account("embed.given", given, footers, inputs["clean"]))
 

@@ -122,7 +122,11 @@ def _drawn(shown: pa.Table, xy: Any, texts: pa.Table | None) -> list[dict[str, A
 
 
 def _exemplars(inputs: Inputs, exemplars: Sequence[Exemplar]) -> list[dict[str, Any]]:
-    texts = _texts(inputs, exemplars)
+    ingest = inputs["ingest"].only("instruction", "response")
+    number = {part: n for n, part in enumerate(ingest.parts)}
+    part_N, row_N = [number[one.part] for one in exemplars], [one.row for one in exemplars]
+    places = pa.table({"part": pa.array(part_N, pa.int32()), "row": pa.array(row_N, pa.int32())})
+    texts = rows_at(ingest, ingest.parts, places).to_pylist() if exemplars else []
     return [
         {
             "sample_id": one.sample_id,
@@ -133,9 +137,9 @@ def _exemplars(inputs: Inputs, exemplars: Sequence[Exemplar]) -> list[dict[str, 
             "ppl_unconditional": one.ppl_unconditional,
             "response_tokens": one.response_tokens,
             "near_centre": True,
-            **texts[one.sample_id],
+            **{name: _cut(text) for name, text in texts_of_one.items()},
         }
-        for one in exemplars
+        for one, texts_of_one in zip(exemplars, texts, strict=True)
     ]
 
 
@@ -223,16 +227,6 @@ def _clusters(
         }
         for k in range(len(sizes))
     ]
-
-
-def _texts(inputs: Inputs, exemplars: Sequence[Exemplar]) -> dict[str, dict[str, str]]:
-    """Instruction and response of each, from the few parts that hold them."""
-    found, table = {}, inputs["ingest"].only("instruction", "response")
-    for part in sorted({exemplar.part for exemplar in exemplars}):
-        mine = [exemplar for exemplar in exemplars if exemplar.part == part]
-        for exemplar, row in zip(mine, table.read(part).take([e.row for e in mine]).to_pylist(), strict=True):
-            found[exemplar.sample_id] = {name: _cut(text) for name, text in row.items()}
-    return found
 
 
 def _training(inputs: Inputs) -> dict[str, Any]:

@@ -51,7 +51,9 @@ def run(config: Config, inputs: Inputs, out: Folder) -> Result:
 
 def _given(config: Config, inputs: Inputs, out: Folder) -> Result:
     endpoint, samples = config.storage.endpoint, inputs["clean"].only("sample_id", "status")
-    given = exchange("score.given", config.score.given or (), scores_of, samples, out, inputs.lake, endpoint)
+    given = exchange(
+        "score.given", config.score.given or (), list(GIVEN), scores_of, samples, out, inputs.lake, endpoint
+    )
     footers = all_footers(out, put_beside(given, samples, scored, out), inputs.lake)
     return Result(footers, account("score.given", given, footers, inputs["clean"]))
 
