@@ -177,17 +177,32 @@ class Select(Section):
 
 
 class Pack(Section):
+    strategy: Literal["best_fit", "dynamic_pack", "pad"] = "best_fit"  # dynamic_pack: the paper's
     max_length: Annotated[int, Field(ge=2)] = 2048  # tokens per pack
+    on_overflow: Literal["drop", "split"] = (
+        "drop"  # a longer sample: left out, or cut into pieces that each are a sample
+    )
+
+
+class Lora(Section):
+    r: Positive
+    alpha: Positive  # adapters are scaled by alpha / r
+    target_modules: Literal["all-linear"] | tuple[str, ...] = (
+        "all-linear"  # names of layers; all-linear: all but the head
+    )
+    export: Literal["merged", "adapter"] = "merged"  # the whole model, or adapters for peft and vLLM
 
 
 class Train(Section):
-    NOT_CONTENT = frozenset({"checkpoint_every_s"})
+    NOT_CONTENT = frozenset({"checkpoint_every_s", "report_to"})
     epochs: Positive = 3
     samples_per_step: Positive = 512  # per optimiser step, over all workers
     learning_rate: Annotated[float, Field(gt=0)] = 5.0e-5  # peak; cosine to 0
     warmup_steps: Annotated[int, Field(ge=0)] = 15
-    dtype: Literal["bfloat16", "float32"] = "bfloat16"  # of compute; weights and optimiser stay float32
+    lora: Lora | None = None  # null: every weight is trained
+    dtype: Literal["bfloat16", "float32"] = "bfloat16"  # of compute; trained weights and optimiser stay float32
     checkpoint_every_s: Annotated[float, Field(gt=0)] = 900.0
+    report_to: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = ()  # beside metrics.jsonl
 
 
 class Report(Section):
@@ -226,8 +241,22 @@ class ScorePool(Pool):
 
 class TrainWorkers(Section):
     gpus: Annotated[float, Field(ge=0)] = 0.0  # per worker
-    workers: tuple[Positive, Positive] = (1, 1)  # [min, max]
-    micro_batch_tokens: Annotated[int, Field(ge=16)] = 16384  # per forward pass; whole packs, at least one
+    workers: tuple[Positive, Positive] = (
+        1,
+        1,
+    )  # [min, max]: trains on with fewer where nodes are lost, with more where they come
+    micro_batch_tokens: Annotated[int, Field(ge=16)] = 16384  # per forward pass; at least one sample
+    activation_checkpointing: bool = (
+        True  # layers' activations are made again in backward: less memory, a third more work
+    )
+    compile: bool = False  # torch.compile, layer by layer
+
+    @field_validator("workers")
+    @classmethod
+    def _ordered(cls, workers: tuple[int, int]) -> tuple[int, int]:
+        if workers[0] > workers[1]:
+            raise ValueError(f"[min, max] expected, got [{workers[0]}, {workers[1]}]")
+        return workers
 
 
 class Resources(Section):

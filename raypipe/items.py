@@ -57,16 +57,24 @@ def map_items(
 
 
 def track(
-    done: Iterable[Any], label: str, total: int, unit: str, words: Callable[[Any], str] = lambda _: ""
+    done: Iterable[Any],
+    label: str,
+    total: int,
+    unit: str,
+    words: Callable[[Any], str] = lambda _: "",
+    first: int = 0,
 ) -> Iterator[Any]:
-    """Pass through, showing a live line on a terminal and a log line every 30 s elsewhere, with the last item's words."""
+    """Pass through, showing a live line on a terminal and a log line every 30 s elsewhere, with the last item's words.
+
+    `first` of `total` were done before.
+    """
     last = started = time.monotonic()
-    bar = tqdm(done, label, total, unit=f" {unit}", leave=False, disable=not sys.stderr.isatty())
-    for count, item in enumerate(bar, 1):
+    bar = tqdm(done, label, total, unit=f" {unit}", leave=False, initial=first, disable=not sys.stderr.isatty())
+    for count, item in enumerate(bar, first + 1):
         yield item
         bar.set_postfix_str(said := words(item))
         if not sys.stderr.isatty() and (now := time.monotonic()) - last > 30:
-            last, left = now, (now - started) * (total - count) / count
+            last, left = now, (now - started) * (total - count) / (count - first)
             log.info(
                 "%s", ", ".join(filter(None, [f"{label} {count}/{total} {unit}", said, f"about {left:.0f} s left"]))
             )

@@ -49,8 +49,9 @@ def _select_content(config: Config) -> dict[str, Any]:
 
 
 def _pack_content(config: Config) -> dict[str, Any]:
+    draws = {} if config.pack.strategy == "best_fit" else {"seed": config.seed}
     model = model_identity("model", config.model)
-    return {**config.pack.content(), "template": config.template, "tokenizer": model}
+    return {**config.pack.content(), **draws, "template": config.template, "tokenizer": model}
 
 
 def _train_content(config: Config) -> dict[str, Any]:
@@ -73,8 +74,8 @@ STAGES = (
     Stage("cluster", ("embed",), _cluster_content, version=3, whole_lake=lambda c: c.cluster.centers is None),
     Stage("score", ("ingest", "clean"), _score_content, version=2),
     Stage("select", ("clean", "cluster", "score"), _select_content, version=2, whole_lake=_always),
-    Stage("pack", ("ingest", "cluster", "select"), _pack_content, whole_lake=_always),
-    Stage("train", ("pack",), _train_content, whole_lake=_always),
+    Stage("pack", ("ingest", "cluster", "select"), _pack_content, version=2, whole_lake=_always),
+    Stage("train", ("pack",), _train_content, version=2, whole_lake=_always),
     Stage(
         "report",
         ("ingest", "clean", "embed", "cluster", "score", "select", "pack", "train"),

@@ -122,7 +122,10 @@ def _score_words(found: Manifests) -> list[str]:
 
 def _pack_words(found: Manifests) -> list[str]:
     pack = found["pack"]["summary"]
-    line = f"fill {pack['fill']:.1%} (padding would be {pack['padding_otherwise']:.1%})"
+    strategy, padding = found["pack"]["config"]["pack"]["strategy"], pack["padding"]
+    line = f"fill {pack['fill']:.1%} (padding would be {padding['pad']:.1%})"
+    if strategy != "best_fit":
+        line = f"{strategy}: padding {padding[strategy]:.1%} (best_fit: {padding['best_fit']:.1%})"
     held_out = found.get("train", {}).get("summary", {}).get("held_out", {})
     if "loss_after" in held_out:
         line += (

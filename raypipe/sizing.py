@@ -47,17 +47,27 @@ def fit_actors(pool: Pool, num_parts: int) -> tuple[int, int]:
 
 def fit(low: int, high: int, gpus: float, what: str) -> int:
     """How many actors or workers, at most `high`, the nodes can hold; ConfigError for fewer than `low`: Ray would wait for ever."""
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    cpus_gpus = [(node.get("CPU", 0.0), node.get("GPU", 0.0)) for node in nodes]
+    cpus_gpus = _nodes()
     if (found := room(cpus_gpus, gpus)) < low:
         raise ConfigError(
             f"resources: {low} {what} of {ACTOR_CPUS} CPUs and {gpus:g} GPUs are asked for, and the cluster has "
-            f"{sum(cpus for cpus, _ in cpus_gpus):g} CPUs and {sum(g for _, g in cpus_gpus):g} GPUs on {len(nodes)} nodes: "
+            f"{sum(cpus for cpus, _ in cpus_gpus):g} CPUs and {sum(g for _, g in cpus_gpus):g} GPUs on {len(cpus_gpus)} nodes: "
             f"room for {found}. Ask for fewer, or add nodes"
         )
     if found < high < sys.maxsize:
         log.info("at most %d %s fit this cluster, %d were allowed", found, what, high)
     return min(found, high)
+
+
+def fits(gpus: float) -> int:
+    """How many actors or workers the nodes can hold now."""
+    return room(_nodes(), gpus)
+
+
+def _nodes() -> list[tuple[float, float]]:
+    """CPUs and GPUs of each node that is alive."""
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    return [(node.get("CPU", 0.0), node.get("GPU", 0.0)) for node in nodes]
 
 
 def room(cpus_gpus: Sequence[tuple[float, float]], gpus: float) -> int:

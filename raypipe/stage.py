@@ -25,7 +25,6 @@ from raypipe.part import Footer, Table, add_up, read_footers
 from raypipe.store import Folder
 
 log = logging.getLogger("raypipe")
-HELD_OUT_PACKS = "_held_out"  # folder beside pack's parts that train evaluates on
 
 
 @dataclass(frozen=True)

@@ -72,7 +72,7 @@ def test_parts_done_of_how_many(root):
 def test_who_trains_and_how_far(root, owner, age_s, said):
     """Whether training is alive must be seen without a look at the cluster: at night nobody is there to ask."""
     folder = root / FOLDERS["train"]
-    steps = [{"step": 0, "held_out_loss": 9.5}, *({"step": n, "loss": 3.0 - n / 1000} for n in range(1, 1201))]
+    steps = [{"step": 0, "eval_loss": 9.5}, *({"step": n, "loss": 3.0 - n / 1000} for n in range(1, 1201))]
     put(folder / "metrics.jsonl", "".join(json.dumps(step) + "\n" for step in steps))
     put(folder / "owner-0001.json", {"host": "node-1", "pid": 7, "token": "t"}, age_s=5000)
     put(folder / "owner-0002.json", {"host": "node-3", "pid": 41, "token": "t", **owner}, age_s=age_s)
@@ -105,7 +105,12 @@ def test_what_is_missing_of_a_finished_run_costs_its_words_only(root):
     """Folders that someone removed: the rest is still shown."""
     put(
         root / FOLDERS["pack"] / "manifest-00.json",
-        {"rows": 1, "parts": [], "summary": {"fill": 0.9, "padding_otherwise": 0.5}},
+        {
+            "rows": 1,
+            "parts": [],
+            "summary": {"fill": 0.9, "padding": {"pad": 0.5}},
+            "config": {"pack": {"strategy": "best_fit"}},
+        },
     )
     shutil.rmtree(root / FOLDERS["ingest"])
     assert state(root, "ingest") == ("-", "to do") and state(root, "embed")[0] == "3/?"

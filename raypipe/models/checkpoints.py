@@ -1,16 +1,20 @@
-"""Checkpoints: torch's distributed ones, on whatever the output folder is on. Every rank writes its own shard.
+"""Checkpoints: torch's distributed ones, on whatever the output folder is on. Every rank writes its own shard, in a thread.
 
-`.metadata` is written last, by rank 0, and is what makes one whole: a checkpoint without it is never resumed.
+`.metadata` is written last, by rank 0, and is what makes one whole: a checkpoint without it is never resumed. A checkpoint is a
+step and the digest of the plan that the step counts in, beside weights and the optimiser's state.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
+from concurrent.futures import Future
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any, BinaryIO, Protocol
 
+import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.filesystem import FileSystemBase, FileSystemReader, FileSystemWriter
+from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 
 KEPT = 2
 FOLDER = "checkpoints"
@@ -29,18 +33,24 @@ class Output(Protocol):
     def delete(self, name: str) -> None: ...
 
 
-def save(state: Mapping[str, Any], out: Output, step: int) -> None:
-    """A collective of all ranks."""
+def save(state: dict[str, Any], out: Output, step: int, group: dist.ProcessGroup) -> Future[Any]:
+    """Copies the state, then writes it in a thread, whose collectives are on `group`, which nothing else may use meanwhile.
+
+    A collective of all ranks; so is waiting for its result.
+    """
     writer = FileSystemWriter(_name(step), sync_files=False)
     writer.fs, writer.path = _Objects(out / FOLDER), _name(step)
-    dcp.save(dict(state), storage_writer=writer)
+    stager = DefaultStager(StagingOptions(False, False, False, False))  # the writer's own does not copy a CPU's tensors
+    saving: Future[Any] = dcp.async_save(state, storage_writer=writer, process_group=group, async_stager=stager)
+    saving.add_done_callback(lambda _: stager.close())
+    return saving
 
 
-def load(state: Mapping[str, Any], out: Output, step: int) -> None:
-    """Into the tensors of `state`; a collective of all ranks, of any number."""
+def load(state: dict[str, Any], out: Output, step: int) -> None:
+    """Into the tensors of `state`, in place of its other values; a collective of all ranks, of any number."""
     reader = FileSystemReader(_name(step))
     reader.fs, reader.path = _Objects(out / FOLDER), _name(step)
-    dcp.load(dict(state), storage_reader=reader)
+    dcp.load(state, storage_reader=reader)
 
 
 def whole(out: Output) -> list[int]:

@@ -3,8 +3,8 @@
 One attention function, registered with transformers' AttentionInterface and given the segment bounds that the caller passes
 to the model, isolates the segments. With no mask function registered for its name transformers builds no mask, so neither a
 cache nor an attention mask can silently switch isolation off. Per-segment SDPA on CPU (3.7 times faster than a 4-D mask at
-2,048 tokens), torch's varlen attention on CUDA. The LM head runs on the target positions only, for scoring in pieces, so that
-no [tokens, vocabulary] tensor exists.
+2,048 tokens), torch's varlen attention on CUDA. The LM head runs on the target positions only and in pieces, which backward
+makes again one after the other, so that no [tokens, vocabulary] tensor exists.
 """
 
 from __future__ import annotations
@@ -13,11 +13,12 @@ import copy
 import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import torch
 from torch.nn.functional import cross_entropy, scaled_dot_product_attention
+from torch.utils.checkpoint import checkpoint
 from transformers import AttentionInterface, AutoModelForCausalLM
 from transformers.modeling_outputs import MoeModelOutputWithPast
 
@@ -26,8 +27,9 @@ from raypipe.ops.hub import split_revision
 from raypipe.ops.tokens import IGNORED
 
 ATTENTION = "raypipe_packed"
-# Of logits in float32 that exist at once in scoring; their log-softmax is as much.
-LOGITS_BYTES = {"cpu": 16 << 20, "cuda": 256 << 20}
+# Of logits in float32 that exist at once; their log-softmax is as much, in training their gradient too. On a CPU not below 32 MB: the
+# C library maps larger blocks apart, and smaller ones left holes in its heap (2.9 GB at 4,096 tokens and 150,000 words).
+LOGITS_BYTES = {"cpu": 64 << 20, "cuda": 256 << 20}
 
 
 @dataclass(frozen=True)
@@ -40,37 +42,55 @@ class Batch:
     labels: torch.Tensor
     longest: int
 
+    def to(self, device: str) -> Batch:
+        ids, positions, bounds, labels = (
+            x.to(device, non_blocking=True) for x in (self.input_ids, self.position_ids, self.bounds, self.labels)
+        )
+        return Batch(ids, positions, bounds, labels, self.longest)
 
-def make_batch(input_ids: Sequence[int], labels: Sequence[int], lengths: Sequence[int], device: str) -> Batch:
+
+def make_batch(input_ids: Sequence[int], labels: Sequence[int], lengths: Sequence[int], device: str = "cpu") -> Batch:
     """Segments are laid end to end; each counts its positions from 0. Labels are aligned with the tokens they name."""
     positions = torch.cat([torch.arange(length) for length in lengths])
     bounds = torch.cumsum(torch.tensor([0, *lengths]), 0, dtype=torch.int32)
     ids = torch.as_tensor(input_ids, dtype=torch.int64)
     targets = torch.as_tensor(labels, dtype=torch.int64)
     targets = targets.index_fill(0, bounds[:-1].long(), IGNORED)  # nothing predicts a segment's first token
-    return Batch(ids[None].to(device), positions[None].to(device), bounds.to(device), targets.to(device), max(lengths))
+    return Batch(ids[None], positions[None], bounds, targets, max(lengths)).to(device)
 
 
-def target_nll(model: Any, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-    """NLL in nats, float32, of each target token, and the position [0, T) of each. With gradient where enabled."""
+class PackedModel(torch.nn.Module):  # type: ignore[misc]
+    """A causal language model of transformers whose forward pass is `target_nll`: one module, so that FSDP gathers the head too."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+        return target_nll(self.model, head_of(self.model), batch)
+
+
+def target_nll(model: Any, head: Any, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+    """NLL in nats, float32, of each target token, and the position [0, T) of each. `head` is the model's `head_of`."""
+    hidden_TD = model.base_model(**_inputs(batch)).last_hidden_state[0]
     (positions,) = torch.nonzero(batch.labels != IGNORED, as_tuple=True)
-    logits = model(**_inputs(batch), logits_to_keep=positions - 1).logits[0]
-    return cross_entropy(logits.float(), batch.labels[positions], reduction="none"), positions
+    vocab_size = model.get_output_embeddings().weight.shape[0]
+    size = max(LOGITS_BYTES[hidden_TD.device.type] // (4 * vocab_size), 1)
+
+    def nll(hidden: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        return cross_entropy(head(inputs_embeds=hidden[None]).logits[0].float(), labels, reduction="none")
+
+    again = torch.is_grad_enabled() and len(positions) > size
+    run = partial(checkpoint, nll, use_reentrant=False, preserve_rng_state=False) if again else nll
+    hidden, labels = hidden_TD[positions - 1].split(size), batch.labels[positions].split(size)
+    return torch.cat([run(*piece) for piece in zip(hidden, labels, strict=True)]), positions
 
 
 def summed_nll(model: Any, head: Any, batch: Batch) -> torch.Tensor:
-    """[S] float64: sums of NLL in nats over each segment's targets. `head` is the model's `head_of`. Call in inference mode."""
-    hidden_TD = model.base_model(**_inputs(batch)).last_hidden_state[0]
-    (positions,) = torch.nonzero(batch.labels != IGNORED, as_tuple=True)
-    sizes = batch.bounds.diff()
-    segment_T = torch.repeat_interleave(torch.arange(len(sizes), device=sizes.device), sizes)
-    sums_S = torch.zeros(len(sizes), dtype=torch.float64, device=sizes.device)
-    vocab_size = model.get_output_embeddings().weight.shape[0]
-    for piece in positions.split(max(LOGITS_BYTES[hidden_TD.device.type] // (4 * vocab_size), 1)):
-        logits = head(inputs_embeds=hidden_TD[None, piece - 1]).logits[0]
-        nll = cross_entropy(logits.float(), batch.labels[piece], reduction="none")
-        sums_S.index_add_(0, segment_T[piece], nll.double())
-    return sums_S
+    """[S] float64: sums of NLL in nats over each segment's targets. Call in inference mode."""
+    nll, positions = target_nll(model, head, batch)
+    sums_S = torch.zeros(len(batch.bounds) - 1, dtype=torch.float64, device=nll.device)
+    return sums_S.index_add_(0, torch.bucketize(positions, batch.bounds[1:].long(), right=True), nll.double())
 
 
 def head_of(model: Any) -> Any:

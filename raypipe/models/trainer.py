@@ -2,22 +2,21 @@
 
 Loss is the token mean over the whole step: each rank's sum of NLL is divided by the step's target tokens, known from the
 plan, and gradients are summed, so ranks may hold uneven work. Resume needs a step: batches are a function of the plan.
-Nothing is appended to storage: `metrics.jsonl` is put whole from time to time, and before every checkpoint.
 """
 
 from __future__ import annotations
 
-import json
 import logging
-import shutil
-import tempfile
+import resource
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
-from typing import Any, Literal, Protocol, get_args
+from typing import Any, Literal, get_args
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch.distributed.checkpoint.state_dict import (
@@ -26,52 +25,38 @@ from torch.distributed.checkpoint.state_dict import (
     get_state_dict,
     set_state_dict,
 )
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
+from raypipe.errors import DataError
 from raypipe.models import checkpoints
+from raypipe.models.batches import Dealer, Dealt, Packs
 from raypipe.models.checkpoints import Output
-from raypipe.models.packed import Batch, load_model, make_batch, target_nll
-from raypipe.models.pretrained import load_config, load_tokenizer
-from raypipe.ops.packing import Pack
-from raypipe.ops.steps import Step, learning_rate_factor, micro_batches
-from raypipe.ops.tokens import IGNORED
+from raypipe.models.flops import peak_flops
+from raypipe.models.held_out import evaluate, remember
+from raypipe.models.metrics import Metrics
+from raypipe.models.pretrained import load_tokenizer
+from raypipe.models.release import release
+from raypipe.models.sharded import Tuning, load_sharded
+from raypipe.models.trackers import Run, open_trackers
+from raypipe.ops.steps import Step, Volume, learning_rate_factor, plan_digest
 
 log = logging.getLogger("raypipe")
-METRICS = "metrics.jsonl"
-FLUSH_S = 10.0  # between writes of the metrics
 ASK_S = 1.0  # between looks at whether to stop
 Action = Literal["go on", "save", "save and stop", "stop"]
 ACTIONS: tuple[Action, ...] = get_args(Action)
 WEIGHT_DECAY, CLIP_NORM = 0.0, 1.0
 
 
-class Packs(Protocol):
-    def __len__(self) -> int: ...
-    def __getitem__(self, place: int) -> Pack: ...
-
-
 @dataclass(frozen=True)
 class Settings:
-    model: str
-    dtype: str  # of compute
+    tuning: Tuning
     learning_rate: float
     warmup_steps: int
-    packs_each: int  # per micro-batch
+    micro_batch_tokens: int
     checkpoint_every_s: float
-
-
-@dataclass(frozen=True)
-class HeldOut:
-    """Summed NLL over the targets of each held-out sample."""
-
-    sample_ids: list[str]
-    nll: list[float]
-    num_tokens: list[int]
-
-    @property
-    def loss(self) -> float | None:
-        """Token mean; None where nothing is held out."""
-        return sum(self.nll) / sum(self.num_tokens) if self.num_tokens else None
+    run: Run  # as trackers show it
+    merge: bool = True  # adapters into the model that is released
+    chat_template: str | None = None  # of the model that is released; None: its tokenizer's
+    report_to: tuple[str, ...] = ()
 
 
 def train(
@@ -84,196 +69,214 @@ def train(
 ) -> bool:
     """Train, or go on from the newest checkpoint; leaves `metrics.jsonl`, `held_out.json` and `model/` in `out` (rank 0).
 
-    `wish` is asked on rank 0 about every second, and before anything is written; False where it ended the training.
+    `wish` is called on every rank at once, about every second and before anything is written; rank 0's answer counts.
+    False where it ended the training.
     """
-    run = _Run(settings, out, len(steps), wish)
+    run = _Run(settings, packs, steps, out, wish)
     first = run.resume()
     if first == 0:
-        run.record_held_out(0, run.evaluate(held_out))
-    saved = time.monotonic()
-    for number, step in enumerate(steps[first:], first + 1):
-        run.step(number, step, packs)
-        if number == len(steps) or steps[number].epoch != step.epoch:
-            run.record_held_out(number, run.evaluate(held_out))
-        action = run.agree(due=time.monotonic() - saved > settings.checkpoint_every_s)
-        if action in ("save", "save and stop"):
-            run.save(number)
-            saved = time.monotonic()
-        if action in ("save and stop", "stop"):
-            return False
-    return run.export()
+        run.evaluate(0, held_out)
+    with closing(run.dealer(packs).deal(step.packs for step in steps[first:])) as dealt:
+        for number, step in enumerate(steps[first:], first + 1):
+            run.step(number, step, next(dealt))
+            if number == len(steps) or steps[number].epoch != step.epoch:
+                run.evaluate(number, held_out)
+            action = run.agree()
+            if action in ("save", "save and stop"):
+                run.save(number)
+            if action in ("save and stop", "stop"):
+                run.finish_saving()
+                return False
+    run.finish_saving()
+    return run.release()
 
 
 class _Run:
     """Model, optimiser and place of this rank."""
 
-    def __init__(self, settings: Settings, out: Output, total_steps: int, wish: Callable[[], Action]) -> None:
-        self.settings, self.out, self.wish = settings, out, wish
-        self.lines: list[str] = []  # of metrics.jsonl
-        self.asked = self.flushed = time.monotonic()
+    def __init__(
+        self, settings: Settings, packs: Packs, steps: Sequence[Step], out: Output, wish: Callable[[], Action]
+    ) -> None:
+        self.settings, self.out, self.wish, self.plan = settings, out, wish, plan_digest(steps)
         self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
         self.device = "cuda" if dist.get_backend() == "nccl" else "cpu"
-        self.tokenizer = load_tokenizer(settings.model)
-        self.model = _shard(load_model(settings.model, "float32", self.device), settings.dtype, self.device)
-        self.optimiser = torch.optim.AdamW(
-            self.model.parameters(), lr=settings.learning_rate, weight_decay=WEIGHT_DECAY
-        )
-        self.factor = partial(learning_rate_factor, warmup_steps=settings.warmup_steps, total_steps=total_steps)
+        self.cpus = dist.new_group(backend="gloo")  # for words between steps
+        self.savers = dist.new_group(backend="gloo")  # for the thread that saves
+        self.tokenizer = load_tokenizer(settings.tuning.model)
+        self.model, self.cost = load_sharded(settings.tuning, self.device)
+        trained = [weight for weight in self.model.parameters() if weight.requires_grad]
+        self.optimiser = torch.optim.AdamW(trained, lr=settings.learning_rate, weight_decay=WEIGHT_DECAY)
+        self.factor = partial(learning_rate_factor, warmup_steps=settings.warmup_steps, total_steps=len(steps))
+        self.volume = Volume(packs.shapes, steps)
+        self.asked = self.saved = time.monotonic()
+        self.saving: Future[Any] | None = None
+        self.metrics: Metrics | None = None  # on rank 0
 
-    def step(self, number: int, step: Step, packs: Packs) -> None:
-        started = time.monotonic()
+    def dealer(self, packs: Packs) -> Dealer:
+        tokens, eos = self.settings.micro_batch_tokens, self.tokenizer.eos_token_id
+        return Dealer(packs, self.rank, self.world_size, tokens, self.cost.quadratic, eos)
+
+    def step(self, number: int, step: Step, dealt: Dealt) -> None:
+        started = time.perf_counter()
         self.model.train()
         rate = self.settings.learning_rate * self.factor(number - 1)
         for group in self.optimiser.param_groups:
             group["lr"] = rate
         loss = torch.zeros((), device=self.device)
-        for places in micro_batches(step.packs, self.rank, self.world_size, self.settings.packs_each):
-            batch = self._batch([packs[place] for place in places])
-            nll, _ = target_nll(self.model, batch)
-            share = nll.sum() * (1 / step.target_tokens if places else 0)
+        for batch, pieces in zip(dealt.batches, dealt.pieces, strict=True):
+            nll, _ = self.model(batch.to(self.device))
+            share = nll.sum() * (1 / step.target_tokens if pieces else 0)
             share.backward()
             loss += share.detach()
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), CLIP_NORM)
         self.optimiser.step()
         self.optimiser.zero_grad()
-        dist.all_reduce(loss)
-        self._record(
-            step=number,
-            epoch=step.epoch,
-            loss=loss.item(),
-            learning_rate=rate,
-            grad_norm=_full(norm).item(),
-            samples=step.num_samples,
-            target_tokens=step.target_tokens,
-            num_workers=self.world_size,
-            seconds=round(time.monotonic() - started, 4),
-        )
-
-    def evaluate(self, packs: Packs) -> HeldOut:
-        """NLL of every held-out sample; each rank scores its share, all get the whole."""
-        self.model.eval()
-        mine: list[tuple[str, float, int]] = []
-        for places in micro_batches(range(len(packs)), self.rank, self.world_size, self.settings.packs_each):
-            chosen = [packs[place] for place in places]
-            with torch.no_grad():
-                batch = self._batch(chosen)
-                nll, positions = target_nll(self.model, batch)
-            mine += _by_sample(chosen, nll, positions, batch)
-        shares: list[Any] = [None] * self.world_size
-        dist.all_gather_object(shares, mine)
-        rows = sorted(row for share in shares for row in share)
-        return HeldOut([row[0] for row in rows], [row[1] for row in rows], [row[2] for row in rows])
-
-    def _batch(self, packs: Sequence[Pack]) -> Batch:
-        """One row of all packs; for no packs two tokens whose loss counts nothing, as every rank must take part."""
-        if not packs:
-            eos = self.tokenizer.eos_token_id
-            return make_batch([eos, eos], [IGNORED, eos], [2], self.device)
-        ids = [token for pack in packs for token in pack.input_ids]
-        labels = [label for pack in packs for label in pack.labels]
-        return make_batch(ids, labels, [length for pack in packs for length in pack.lengths], self.device)
-
-    def agree(self, *, due: bool) -> Action:
-        """Rank 0's word: clocks differ, and a checkpoint needs every rank."""
-        action: Action = "go on"
-        if self.rank == 0 and (due or time.monotonic() - self.asked > ASK_S):
-            self.asked = time.monotonic()
-            action = self.wish()
-            action = "save" if due and action == "go on" else action
-        word = torch.tensor(ACTIONS.index(action), device=self.device)
-        dist.broadcast(word, 0)
-        return ACTIONS[int(word.item())]
-
-    def record_held_out(self, number: int, found: HeldOut) -> None:
-        if self.rank == 0:
-            before = self.out.find("held_out.json") if number else None
-            seen: dict[str, Any] = json.loads(
-                before or json.dumps({"sample_ids": found.sample_ids, "num_tokens": found.num_tokens, "nll": {}})
+        seconds = time.perf_counter() - started + dealt.waited_s
+        losses, waits, peaks = self._gathered(loss.item(), dealt.waited_s, _peak_memory_bytes(self.device)).T
+        total_norm = _full(norm).item()  # a collective
+        if self.metrics:
+            tokens = self.volume.tokens_of(number)
+            self.metrics.add(
+                {
+                    "step": number,
+                    "epoch": self.volume.epoch(number),
+                    "loss": losses.sum(),
+                    "learning_rate": rate,
+                    "grad_norm": total_norm,
+                    "samples": step.num_samples,
+                    "target_tokens": step.target_tokens,
+                    "num_input_tokens_seen": int(self.volume.tokens[number]),
+                    "seconds": round(seconds, 4),
+                    "tokens_per_s": round(tokens / seconds, 1),
+                    "target_tokens_per_s": round(step.target_tokens / seconds, 1),
+                    "mfu": self._mfu(number, step.target_tokens, seconds),
+                    "fill": round(
+                        tokens / (len(dealt.batches) * self.world_size * self.settings.micro_batch_tokens), 4
+                    ),
+                    "imbalance": round(dealt.imbalance, 4),
+                    "data_wait_share": round(waits.mean() / seconds, 4),
+                    "peak_memory_bytes": int(peaks.max()),
+                    "num_workers": self.world_size,
+                }
             )
-            seen["nll"][str(number)] = found.nll
-            self.out.replace("held_out.json", json.dumps(seen).encode())
-        self._record(step=number, held_out_loss=found.loss, held_out_samples=len(found.sample_ids))
 
-    def _record(self, **values: Any) -> None:
-        if self.rank == 0:
-            self.lines.append(json.dumps(values) + "\n")
-            if time.monotonic() - self.flushed > FLUSH_S:
-                self._flush()
+    def _gathered(self, *values: float) -> np.ndarray[Any, np.dtype[np.float64]]:
+        """[ranks, values]."""
+        mine = torch.tensor(values, dtype=torch.float64)
+        all_ranks = [torch.empty_like(mine) for _ in range(self.world_size)]
+        dist.all_gather(all_ranks, mine, group=self.cpus)
+        return np.stack([values.numpy() for values in all_ranks])
 
-    def _flush(self) -> None:
-        if self.rank == 0:
-            self.out.replace(METRICS, "".join(self.lines).encode())
-            self.flushed = time.monotonic()
+    def _mfu(self, number: int, target_tokens: int, seconds: float) -> float | None:
+        peak = peak_flops(torch.cuda.get_device_name()) if self.device == "cuda" else None
+        if peak is None:
+            return None
+        flops = self.cost.of(self.volume.tokens_of(number), self.volume.squares_of(number), target_tokens)
+        return float(round(flops / (seconds * peak * self.world_size), 4))
+
+    def evaluate(self, number: int, packs: Packs) -> None:
+        started = time.perf_counter()
+        found = evaluate(self.model, self.dealer(packs), self.device, self.cpus)
+        if self.metrics:
+            remember(self.out, number, found)
+            self.metrics.add(
+                {
+                    "step": number,
+                    "epoch": self.volume.epoch(number),
+                    "eval_loss": found.loss,
+                    "eval_loss_by_cluster": found.loss_by_cluster,
+                    "eval_samples": len(found.rows),
+                    "eval_runtime": round(time.perf_counter() - started, 3),
+                }
+            )
+
+    def agree(self) -> Action:
+        """One action for all ranks: clocks differ, and whatever follows is a collective."""
+        now = time.monotonic()
+        due = now - self.saved > self.settings.checkpoint_every_s
+        if not self._word(int(due or now - self.asked > ASK_S)):
+            return "go on"
+        self.asked = now
+        action = self.wish()
+        action = "save" if due and action == "go on" else action
+        return ACTIONS[self._word(ACTIONS.index(action))]
+
+    def _word(self, mine: int) -> int:
+        """Rank 0's."""
+        word = torch.tensor(mine)
+        dist.broadcast(word, 0, group=self.cpus)
+        return int(word.item())
+
+    def _state(self) -> dict[str, Any]:
+        model, optimiser = get_state_dict(self.model, self.optimiser, options=self._options())
+        return {"model": model, "optimiser": optimiser, "plan": self.plan}
+
+    def _options(self, **more: bool) -> StateDictOptions:
+        return StateDictOptions(ignore_frozen_params=self.settings.tuning.lora is not None, strict=False, **more)
 
     def save(self, number: int) -> None:
-        """With the metrics up to it, which a restart needs."""
-        self._flush()
-        model, optimiser = get_state_dict(self.model, self.optimiser)
-        checkpoints.save({"model": model, "optimiser": optimiser}, self.out, number)
-        if self.rank == 0:
-            checkpoints.prune(self.out)
+        """With the metrics up to it, which a restart needs. One at a time."""
+        self.finish_saving()
+        if self.metrics:
+            self.metrics.flush()
+        self.saving = checkpoints.save(self._state(), self.out, number, self.savers)
+        self.saved = time.monotonic()
+
+    def finish_saving(self) -> None:
+        if self.saving:
+            self.saving.result()
+            self.saving = None
+            if self.rank == 0:
+                checkpoints.prune(self.out)
 
     def resume(self) -> int:
-        """The step of the newest whole checkpoint, loaded; 0 where there is none. Lines of steps to be run again are dropped."""
+        """The step of the newest whole checkpoint, loaded; 0 where there is none."""
         found = checkpoints.whole(self.out)
         number = found[-1] if found else 0
         if number:
-            model, optimiser = get_state_dict(self.model, self.optimiser)
-            checkpoints.load({"model": model, "optimiser": optimiser}, self.out, number)
-            set_state_dict(self.model, self.optimiser, model_state_dict=model, optim_state_dict=optimiser)
+            state = self._state()
+            checkpoints.load(state, self.out, number)
+            if state["plan"] != self.plan:
+                raise DataError(
+                    f"checkpoints/step-{number:08d}: it is of plan {state['plan']}, wanted {self.plan}: the packs or the code that "
+                    "draws steps from them changed. Remove the train folder's checkpoints, and train anew"
+                )
+            set_state_dict(
+                self.model,
+                self.optimiser,
+                model_state_dict=state["model"],
+                optim_state_dict=state["optimiser"],
+                options=self._options(),
+            )
             log.info("training goes on after step %d", number)
-            lines = (self.out.find(METRICS) or b"").decode().splitlines(keepends=True)
-            self.lines = [line for line in lines if json.loads(line)["step"] <= number]
-        dist.barrier()
+        if self.rank == 0:
+            trackers = open_trackers(self.settings.report_to, self.settings.run, self.out, number)
+            self.metrics = Metrics(self.out, trackers, number)
+        dist.barrier(group=self.cpus)
         return number
 
-    def export(self) -> bool:
-        """`model/` in Hugging Face format, in the type the base model was saved in; config.json last, which makes it whole."""
-        options = StateDictOptions(full_state_dict=True, cpu_offload=True)
-        weights = get_model_state_dict(self.model, options=options)
-        mine = self.agree(due=True) != "stop"
-        if self.rank == 0 and mine:
-            self._flush()
-            plain = load_model(self.settings.model, "float32", "cpu")
-            plain.load_state_dict(weights)
-            with tempfile.TemporaryDirectory() as folder:
-                plain.to(load_config(self.settings.model).dtype or torch.float32).save_pretrained(folder)
-                self.tokenizer.save_pretrained(folder)
-                _copy(Path(folder), self.out / "model")
-        dist.barrier()
-        return mine
+    def release(self) -> bool:
+        weights = get_model_state_dict(self.model, options=self._options(full_state_dict=True, cpu_offload=True))
+        goes_on = ACTIONS[self._word(ACTIONS.index(self.wish()))] != "stop"
+        if self.metrics and goes_on:
+            self.metrics.close()
+            release(
+                {name.removeprefix("model."): weight for name, weight in weights.items()},
+                self.settings.tuning,
+                self.tokenizer,
+                merge=self.settings.merge,
+                chat_template=self.settings.chat_template,
+                out=self.out / "model",
+            )
+        dist.barrier(group=self.cpus)
+        return goes_on
 
 
-def _copy(folder: Path, out: Output) -> None:
-    for path in sorted(folder.iterdir(), key=lambda path: path.name == "config.json"):
-        with path.open("rb") as source, out.create(path.name) as target:
-            shutil.copyfileobj(source, target, 8 << 20)
-
-
-def _shard(model: Any, dtype: str, device: str) -> Any:
-    policy = MixedPrecisionPolicy(param_dtype=getattr(torch, dtype), reduce_dtype=torch.float32)
-    mesh = dist.init_device_mesh(device, (dist.get_world_size(),))
-    blocks = set(model._no_split_modules or ())  # transformers' names for a model's layers
-    for layer in [module for module in model.modules() if type(module).__name__ in blocks]:
-        fully_shard(layer, mesh=mesh, mp_policy=policy)
-    fully_shard(model, mesh=mesh, mp_policy=policy)
-    for module in model.modules():
-        if hasattr(module, "set_gradient_divide_factor"):
-            module.set_gradient_divide_factor(1.0)  # sum, not mean: the loss is already divided by the step's tokens
-            module.set_force_sum_reduction_for_comms(True)  # gloo knows no scaled reduction
-    return model
-
-
-def _by_sample(
-    packs: Sequence[Pack], nll: torch.Tensor, positions: torch.Tensor, batch: Batch
-) -> list[tuple[str, float, int]]:
-    if not packs:
-        return []
-    names = [name for pack in packs for name in pack.sample_ids]
-    owner = torch.bucketize(positions, batch.bounds[1:].long(), right=True)
-    sums = torch.zeros(len(names), dtype=torch.float64, device=nll.device).index_add_(0, owner, nll.double())
-    counts = torch.bincount(owner, minlength=len(names))
-    return list(zip(names, sums.tolist(), counts.tolist(), strict=True))
+def _peak_memory_bytes(device: str) -> float:
+    """Of the accelerator; without one, of the process."""
+    if device == "cuda":
+        return float(torch.cuda.max_memory_allocated())
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024.0
 
 
 def _full(tensor: Any) -> torch.Tensor:

@@ -6,7 +6,7 @@ screen and the report show those. Thresholds are below, with where they come fro
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -101,21 +101,21 @@ def of_groups(eligible_G: NDArray[np.int64], keep_G: NDArray[np.int64]) -> list[
     ]
 
 
-def of_packs(lengths: Sequence[int], fill: float, padding: float, num_packs: int, max_length: int) -> list[str]:
-    """`lengths` in tokens of the packed samples; `padding` that they would have without packing."""
-    low, high = np.quantile(lengths, [0.1, 0.9])
-    long = float(np.mean(np.asarray(lengths) > max_length / 2))
-    if fill < FULL:
+def of_packs(
+    long: float, mean_length: float, padding: Mapping[str, float], num_packs: int, max_length: int
+) -> list[str]:
+    """`long`: the share of samples longer than half a window; `padding`: that of each strategy (ops.packing)."""
+    if 1 - padding["best_fit"] < FULL:
         why = (
             f"there are only {num_packs} packs, and what is left of the last weighs. Lower pack.max_length, or keep more samples"
             if num_packs < FEW_PACKS
             else f"{long:.0%} of the samples are longer than half a pack, and no two of those share one. Raise pack.max_length"
         )
-        return [f"packs are only {fill:.0%} full: {why}"]
-    if padding < LITTLE_PADDING:
+        return [f"packs are only {1 - padding['best_fit']:.0%} full: {why}"]
+    if padding["pad"] < LITTLE_PADDING:
         return [
-            f"packing gains little: padding would take only {padding:.1%} of the tokens, as samples are about as long as each other (80 % of them "
-            f"{low:.0f} to {high:.0f} tokens). Nothing is wrong; do not expect the paper's savings of time and memory"
+            f"packing gains little: padding would take only {padding['pad']:.1%} of the tokens, as samples are about as long as each other "
+            f"({mean_length:.0f} tokens on average). Nothing is wrong; do not expect the paper's savings of time and memory"
         ]
     return []
 

@@ -1,47 +1,41 @@
-"""Pack: selected samples, tokenised, into windows of pack.max_length tokens; held-out ones into packs of their own.
+"""Pack: selected samples, tokenised, into packs of segments as pack.strategy says (`ops.packing`); held-out ones always by best_fit.
 
 Groups of contiguous parts with at least 10,000 selected samples are packed apart, one task each, so memory is bounded and
 work spreads; a short last group joins its neighbour.
 
-Columns: input_ids, labels (targets: response and EOS), sequence_lengths, sample_ids, cluster_ids; one row a pack. Held-out
-packs are in `_held_out/`. A sample longer than the window or the model's positions is dropped and counted as too_long.
+One row a pack: input_ids, labels (targets: response and EOS), sequence_lengths (of its segments, padding included), and of each
+sample sample_ids, cluster_ids. Held-out packs are in `_held_out/`, shapes of both in `_shapes/` (`raypipe.packs`). A sample longer than the window or
+the model's positions is dropped and counted as too_long, or split: its pieces count as samples, and one without targets is left out.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 from raypipe.config import Config
 from raypipe.errors import DataError
 from raypipe.identity import fetched_model
 from raypipe.items import map_items
 from raypipe.models.pretrained import load_tokenizer, max_positions
-from raypipe.ops.packing import best_fit, group_parts, padding_share
+from raypipe.ops.packing import Segment, Strategy, group_parts, lay_out, padding_share
 from raypipe.ops.selection import HELD_OUT, SELECTED
-from raypipe.ops.tokens import prompt_ids, text_ids, training_sequence
+from raypipe.ops.tokens import IGNORED, prompt_ids, text_ids, training_sequence
 from raypipe.ops.warnings import of_packs
-from raypipe.part import Footer, commit_part, read_part
-from raypipe.stage import HELD_OUT_PACKS, Inputs, Result
+from raypipe.packs import HELD_OUT_PACKS, PACKS, ROW_GROUP, SHAPES, shapes_of
+from raypipe.part import Footer, add_up, commit_part, read_footers
+from raypipe.stage import Inputs, Result
 from raypipe.store import Folder
 
 GROUP_SAMPLES = 10_000
-ROW_GROUP = 64  # packs that training reads at once
-SCHEMA = pa.schema(
-    [
-        ("input_ids", pa.list_(pa.int32())),
-        ("labels", pa.list_(pa.int32())),
-        ("sequence_lengths", pa.list_(pa.int32())),
-        ("sample_ids", pa.list_(pa.string())),
-        ("cluster_ids", pa.list_(pa.int32())),
-    ]
-)
 
 
 def run(config: Config, inputs: Inputs, out: Folder) -> Result:
@@ -57,17 +51,25 @@ def run(config: Config, inputs: Inputs, out: Folder) -> Result:
         name=lambda g: part_name(g[0]),
     )
     parts |= {footer["name"]: footer for footer in made if footer}
-    figures = [_figures(out, name) for name in parts]
-    total = {key: sum(figure[key] for figure in figures) for key in ("packs", "tokens", "target_tokens", "samples")}
-    if not total["packs"]:
+    parts |= read_footers(out, [name for name, footer in parts.items() if footer is None])
+    return Result(parts, _summary(config, [footer for footer in parts.values() if footer], sum(counts)))
+
+
+def _summary(config: Config, footers: Sequence[Footer], num_selected: int) -> dict[str, Any]:
+    rule, total = config.pack, add_up(footers)
+    figures, packs = total["figures"], total["rows"]
+    if not packs:
         raise DataError(
-            f"pack: none of the {sum(counts)} selected samples fits pack.max_length={config.pack.max_length} tokens. Raise it"
+            f"pack: none of the {num_selected} selected samples fits pack.max_length={rule.max_length} tokens. Raise it"
         )
-    lengths = [length for figure in figures for length in figure["lengths"]]
-    fill = total["tokens"] / (total["packs"] * config.pack.max_length)
-    padding = padding_share(lengths, np.random.default_rng(0))
-    said = of_packs(lengths, fill, padding, total["packs"], config.pack.max_length)
-    return Result(parts, {**total, "fill": round(fill, 5), "padding_otherwise": round(padding, 5), "warnings": said})
+    padding = {name: 1 - figures["tokens"] / figures[f"{name}_tokens"] for name in get_args(Strategy)}
+    fill = 1 - padding[rule.strategy]
+    said = of_packs(
+        figures["long"] / figures["samples"], figures["tokens"] / figures["samples"], padding, packs, rule.max_length
+    )
+    named = {name: int(figures[name]) for name in ("samples", "tokens", "target_tokens")}
+    rounded = {name: round(share, 5) for name, share in padding.items()}
+    return {"packs": packs, **named, "fill": round(fill, 5), "padding": rounded, "warnings": said}
 
 
 def part_name(group: int) -> str:
@@ -75,7 +77,7 @@ def part_name(group: int) -> str:
 
 
 def pack_group(group: tuple[int, Sequence[str]], *, config: Config, inputs: Inputs, out: Folder) -> Footer | None:
-    """The held-out packs are put first: whatever has its part has them too. None where another driver was first."""
+    """The held-out packs and the shapes are put first: whatever has its part has them too. None where another driver was first."""
     started = time.perf_counter()
     place, parts = group
     if out.has(part_name(place)):
@@ -84,12 +86,39 @@ def pack_group(group: tuple[int, Sequence[str]], *, config: Config, inputs: Inpu
     model = fetched_model(config.model, config.storage.endpoint)
     tokenizer, longest = load_tokenizer(model), min(config.pack.max_length, max_positions(model))
     for reason, folder in ((HELD_OUT, out / HELD_OUT_PACKS), (SELECTED, out)):
-        table, counts = _packed(samples, reason, tokenizer, longest, config)
-        seconds = time.perf_counter() - started
+        chosen = samples.filter(pc.equal(samples.column("reason"), reason))
+        pieces, counts = _pieces(chosen, tokenizer, longest, config)
+        lengths = np.array([len(piece.ids) for piece in pieces], dtype=np.int64)
+        rng = partial(np.random.default_rng, [config.seed, place])
+        strategy: Strategy = config.pack.strategy if reason == SELECTED else "best_fit"
+        capacity: dict[Strategy, int] = {  # positions start anew in each segment, and dynamic_pack's are whole rows
+            "best_fit": config.pack.max_length,
+            "dynamic_pack": longest,
+            "pad": longest,
+        }
+        table, targets = _table(lay_out(strategy, lengths, capacity[strategy], rng()), pieces, tokenizer)
+        padding = {name: padding_share(name, lengths, window, rng()) for name, window in capacity.items()}
+        commit_part(folder / SHAPES, part_name(place), shapes_of(table, targets), counts={})
         footer, _ = commit_part(
-            folder, part_name(place), table, counts=counts, seconds=seconds, row_group_size=ROW_GROUP
+            folder,
+            part_name(place),
+            table,
+            counts=counts,
+            seconds=time.perf_counter() - started,
+            figures=_figures(targets, lengths, longest, padding),
+            row_group_size=ROW_GROUP,
         )
     return footer
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """A sample, or what is a segment of one that was split."""
+
+    sample_id: str
+    cluster_id: int | None
+    ids: NDArray[np.int32]
+    labels: NDArray[np.int32]
 
 
 def _samples(inputs: Inputs, part: str) -> pa.Table:
@@ -100,39 +129,72 @@ def _samples(inputs: Inputs, part: str) -> pa.Table:
     return table.filter(pc.is_in(table.column("reason"), pa.array([SELECTED, HELD_OUT])))
 
 
-def _packed(
-    samples: pa.Table, reason: str, tokenizer: Any, longest: int, config: Config
-) -> tuple[pa.Table, dict[str, int]]:
-    chosen = samples.filter(pc.equal(samples.column("reason"), reason))
+def _pieces(chosen: pa.Table, tokenizer: Any, longest: int, config: Config) -> tuple[list[_Piece], dict[str, int]]:
     prompts = prompt_ids(tokenizer, config.template, chosen.column("instruction").to_pylist())
     responses = text_ids(tokenizer, chosen.column("response").to_pylist())
-    sequences = [training_sequence(p, r, tokenizer.eos_token_id) for p, r in zip(prompts, responses, strict=True)]
-    fitting = [n for n, (ids, _) in enumerate(sequences) if len(ids) <= longest]
-    ids, clusters = chosen.column("sample_id").to_pylist(), chosen.column("cluster_id").to_pylist()
-    rows = []
-    for places in best_fit([len(sequences[n][0]) for n in fitting], config.pack.max_length):
-        members = [fitting[place] for place in places]
-        rows.append(
-            {
-                "input_ids": [token for n in members for token in sequences[n][0]],
-                "labels": [label for n in members for label in sequences[n][1]],
-                "sequence_lengths": [len(sequences[n][0]) for n in members],
-                "sample_ids": [ids[n] for n in members],
-                "cluster_ids": [clusters[n] for n in members],
-            }
+    pieces, too_long = [], 0
+    for sample_id, cluster_id, prompt, response in zip(
+        chosen.column("sample_id").to_pylist(), chosen.column("cluster_id").to_pylist(), prompts, responses, strict=True
+    ):
+        ids, labels = (
+            np.array(tokens, np.int32) for tokens in training_sequence(prompt, response, tokenizer.eos_token_id)
         )
-    counts = {"ok": len(fitting), "too_long": len(sequences) - len(fitting)}
-    return pa.Table.from_pylist(rows, SCHEMA), {name: count for name, count in counts.items() if count}
+        if len(ids) > longest and config.pack.on_overflow == "drop":
+            too_long += 1
+            continue
+        for begin in range(0, len(ids), longest):
+            its = labels[begin : begin + longest]
+            if (its[1:] != IGNORED).any():  # nothing predicts a segment's first token
+                pieces.append(_Piece(sample_id, cluster_id, ids[begin : begin + longest], its))
+    counts = {"ok": len(chosen) - too_long, "too_long": too_long}
+    return pieces, {name: count for name, count in counts.items() if count}
 
 
-def _figures(out: Folder, part: str) -> dict[str, Any]:
-    table = read_part(out, part, ["labels", "sequence_lengths"])
-    lengths = pc.list_flatten(table.column("sequence_lengths")).to_pylist()
-    targets = pc.sum(pc.greater_equal(pc.list_flatten(table.column("labels")), 0)).as_py() or 0
+def _table(packs: Sequence[Sequence[Segment]], pieces: Sequence[_Piece], tokenizer: Any) -> tuple[pa.Table, pa.Array]:
+    """And the target tokens of each pack."""
+    pad = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+    ids, labels = [], []
+    for pack in packs:
+        laid = [_laid(segment, pieces, pad) for segment in pack]
+        ids.append(np.concatenate([tokens for tokens, _ in laid]))
+        labels.append(np.concatenate([targets for _, targets in laid]))
+    places = [[place for segment in pack for place in segment.places] for pack in packs]
+    lists = (
+        [[segment.length for segment in pack] for pack in packs],
+        [[pieces[place].sample_id for place in pack] for pack in places],
+        [[pieces[place].cluster_id for place in pack] for pack in places],
+    )
+    columns = [_lists(ids), _lists(labels), *map(pa.array, lists, PACKS.types[2:])]
+    targets = pa.array([int((its != IGNORED).sum()) for its in labels], pa.int32())
+    return pa.Table.from_arrays(columns, schema=PACKS), targets
+
+
+def _laid(segment: Segment, pieces: Sequence[_Piece], pad: int) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+    ids, labels = np.full(segment.length, pad, np.int32), np.full(segment.length, IGNORED, np.int32)
+    begin = 0
+    for piece in (pieces[place] for place in segment.places):
+        ids[begin : begin + len(piece.ids)] = piece.ids
+        labels[begin : begin + len(piece.ids)] = piece.labels
+        begin += len(piece.ids)
+    labels[0] = IGNORED
+    return ids, labels
+
+
+def _lists(arrays: Iterable[NDArray[np.int32]]) -> pa.Array:
+    arrays = list(arrays)
+    offsets = np.cumsum([0, *(len(array) for array in arrays)], dtype=np.int32)
+    return pa.ListArray.from_arrays(offsets, np.concatenate(arrays) if arrays else np.empty(0, np.int32))
+
+
+def _figures(
+    targets: pa.Array, lengths: NDArray[np.int64], longest: int, padding: Mapping[Strategy, float]
+) -> dict[str, float]:
+    """With the tokens that each strategy would lay out: `plan`, report and manifest compare them."""
+    tokens = int(lengths.sum())
     return {
-        "packs": len(table),
-        "tokens": sum(lengths),
-        "target_tokens": targets,
         "samples": len(lengths),
-        "lengths": lengths,
+        "tokens": tokens,
+        "target_tokens": pc.sum(targets).as_py() or 0,
+        "long": int((lengths > longest / 2).sum()),
+        **{f"{name}_tokens": round(tokens / (1 - share)) for name, share in padding.items()},
     }

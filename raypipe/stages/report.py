@@ -173,7 +173,7 @@ def _headline(inputs: Inputs) -> dict[str, Any]:
         "ifd_ge_max": counts["select"].get(IFD_TOO_HIGH, 0),
         "selected": counts["select"].get(SELECTED, 0),
         "fill": pack["fill"],
-        "padding_avoided": pack["padding_otherwise"],
+        "padding_avoided": pack["padding"]["pad"],
         "held_out_loss_before": held_out.get("loss_before"),
         "held_out_loss_after": held_out.get("loss_after"),
     }
@@ -233,7 +233,7 @@ def _training(inputs: Inputs) -> dict[str, Any]:
     train = inputs["train"]
     lines = [json.loads(line) for line in train.folder.read("metrics.jsonl").splitlines()]
     steps = [line for line in lines if "loss" in line]
-    held_out = [{"step": line["step"], "loss": line["held_out_loss"]} for line in lines if line.get("held_out_samples")]
+    held_out = [{"step": line["step"], "loss": line["eval_loss"]} for line in lines if line.get("eval_samples")]
     summary = train.manifest["summary"]
     paired = summary["held_out"] if "mean_difference" in summary["held_out"] else None
     return {
@@ -241,6 +241,7 @@ def _training(inputs: Inputs) -> dict[str, Any]:
         "held_out": held_out,
         "paired": paired,
         "num_workers": summary["num_workers"],
+        "tokens_per_s": summary["tokens_per_s"],
         "target_tokens_per_s": summary["target_tokens_per_s"],
     }
 

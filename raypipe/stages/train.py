@@ -11,119 +11,158 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import tempfile
 import time
-from collections.abc import Sequence
-from concurrent.futures import wait
-from functools import lru_cache
+from collections.abc import Iterator
+from concurrent.futures import Future, wait
+from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 import ray
-from numpy.typing import NDArray
 
 from raypipe import stopping
 from raypipe.config import Config
 from raypipe.errors import RaypipeError, Stopped
 from raypipe.gate import gate
 from raypipe.identity import fetched_model
-from raypipe.items import POLL_S
-from raypipe.ops.packing import Pack
+from raypipe.items import POLL_S, track
+from raypipe.model_card_figures import card
+from raypipe.ops.held_out import paired_difference
 from raypipe.ops.steps import Step, plan_steps
 from raypipe.ops.warnings import of_steps
 from raypipe.owner import Owner, owned
+from raypipe.packs import HELD_OUT_PACKS, PackReader
 from raypipe.part import Table
-from raypipe.sizing import ACTOR_CPUS, fit
-from raypipe.stage import HELD_OUT_PACKS, Inputs, Result
+from raypipe.sizing import ACTOR_CPUS, fit, fits
+from raypipe.stage import Inputs, Result
 from raypipe.store import Folder
 
 log = logging.getLogger("raypipe")
-MAX_FAILURES = 3
-WHOLE = "model/config.json"  # the last object that training puts
-
-
-class PackReader:
-    """Packs of a pack folder by their place over all parts; holds the row groups it read last."""
-
-    def __init__(self, folder: Folder, parts: Sequence[str]) -> None:
-        self.folder = folder
-        self.groups: list[tuple[str, int, int]] = []  # part, row group, place of its first pack
-        total = 0
-        for part in parts:
-            with folder.open(part) as file:
-                metadata = pq.read_metadata(file)
-            for group in range(metadata.num_row_groups):
-                self.groups.append((part, group, total))
-                total += metadata.row_group(group).num_rows
-        self.total = total
-        self.firsts = np.array([first for _, _, first in self.groups])
-        self.rows = lru_cache(maxsize=64)(self._rows)
-
-    def __len__(self) -> int:
-        return self.total
-
-    def __getitem__(self, place: int) -> Pack:
-        group = int(np.searchsorted(self.firsts, place, side="right")) - 1
-        row = self.rows(group)[place - self.groups[group][2]]
-        return Pack(row["input_ids"], row["labels"], row["sequence_lengths"], row["sample_ids"])
-
-    def _rows(self, group: int) -> list[dict[str, Any]]:
-        part, number, _ = self.groups[group]
-        with self.folder.open(part) as file:
-            return list(pq.ParquetFile(file).read_row_group(number).to_pylist())
+MAX_FAILURES, MAX_PREEMPTIONS = 3, 100  # of workers in one session; Ray's default for the second is for ever
+START_S = float(os.environ.get("RAYPIPE_TRAIN_START_S", 600))  # for nodes to come, and a group of workers to start
+LOOK_S = 5.0  # between looks at the metrics and the cluster
+WHOLE = "model/generation_config.json"  # the last object that training puts
 
 
 def run(config: Config, inputs: Inputs, out: Folder) -> Result:
     with owned(out) as owner:
         if not out.has(WHOLE):
             _fit(config, inputs["pack"], owner)
-    return Result(summary=_summary(out))
+    summary = _summary(config, inputs["pack"], out)
+    (out / "model").put("README.md", card(config, inputs, out, summary).encode())
+    return Result(summary=summary)
 
 
-def training_plan(config: Config, packs: Table) -> list[Step]:
-    """Every rank, and every restart, makes the same plan from the packs' figures alone."""
-    samples, targets = pack_figures(packs)
+def training_plan(config: Config, packs: PackReader) -> list[Step]:
+    """Every rank, and every restart, makes the same plan from the packs' shapes alone."""
     rule = config.train
-    return plan_steps(
-        samples.tolist(), targets.tolist(), epochs=rule.epochs, samples_per_step=rule.samples_per_step, seed=config.seed
-    )
+    return plan_steps(packs.shapes, epochs=rule.epochs, samples_per_step=rule.samples_per_step, seed=config.seed)
 
 
-def pack_figures(packs: Table) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """[P] samples and target tokens of every pack."""
-    samples, targets = [], []
-    for part in packs.parts:
-        table = packs.only("sequence_lengths", "labels").read(part)
-        samples.append(pc.list_value_length(table.column("sequence_lengths")).to_numpy())
-        is_target = pc.greater_equal(pc.list_flatten(table.column("labels")), 0).to_numpy().astype(np.int64)
-        ends = np.cumsum(pc.list_value_length(table.column("labels")).to_numpy())
-        targets.append(np.diff(np.concatenate([[0], np.cumsum(is_target)[ends - 1]])) if len(ends) else ends)
-    return np.concatenate(samples).astype(np.int64), np.concatenate(targets).astype(np.int64)
+def open_packs(config: Config, packs: Table) -> PackReader:
+    return PackReader(packs.folder, packs.parts, divisible=config.pack.strategy == "best_fit")
 
 
 def _fit(config: Config, packs: Table, owner: Owner) -> None:
     low, high = config.resources.train.workers
-    workers = fit(low, high, config.resources.train.gpus, "training workers")
-    log.info("train: %d workers, %d steps", workers, len(training_plan(config, packs)))
+    high = fit(low, high, config.resources.train.gpus, "training workers")
+    total = len(training_plan(config, open_packs(config, packs)))
+    log.info("train: %d workers, %d steps", high, total)
     logging.getLogger("ray.train").setLevel(logging.ERROR)
     out, work = owner.folder, f"{owner.folder.path} {owner.number}"
     with tempfile.TemporaryDirectory() as state:  # Ray Train's own; what is worth keeping is in the folder
-        trainer = _trainer(config, packs, owner, workers, work, state)
+        trainer = _trainer(config, packs, owner, (low, high), work, state)
         fitted = stopping.in_background(lambda: _fitted(trainer))
-        deadline = float("inf")
-        while not fitted.done() and time.monotonic() < deadline:
-            wait([fitted], timeout=POLL_S)
-            if stopping.asked() and deadline == float("inf"):
-                ray.get(gate().shut.remote(work))
-                deadline = time.monotonic() + stopping.GRACE_S
+        watch = _Watch(config, out, work, fitted)
+        for _ in track(watch.steps(), "train", total, "steps", watch.words, watch.first):
+            pass
         stopping.check(out.path)
         fitted.result()
     if owner.is_succeeded():
         raise Stopped(f"{out.path}: another driver took over, as this one was silent for too long. Let that one end")
     if not out.has(WHOLE):
         raise Stopped(f"{out.path}: training ended without a model. Run again: it goes on from the last checkpoint")
+
+
+class _Watch:
+    """A driver's view of its training: steps as the metrics tell them, whether to stop, and whether the cluster can still hold it."""
+
+    def __init__(self, config: Config, out: Folder, work: str, fitted: Future[Any]) -> None:
+        self.config, self.out, self.work, self.fitted = config, out, work, fitted
+        self.last: dict[str, Any] = {}
+        self.held_out: float | None = None
+        self.first = self._read()
+
+    def steps(self) -> Iterator[int]:
+        """Each step once it is known; ends with the training, or a while after a stop was asked for. Stopped for too few nodes."""
+        known, looked, deadline, roomy = self.first, time.monotonic(), float("inf"), time.monotonic()
+        while not self.fitted.done() and time.monotonic() < deadline:
+            wait([self.fitted], timeout=POLL_S)
+            if stopping.asked() and deadline == float("inf"):
+                ray.get(gate().shut.remote(self.work))
+                deadline = time.monotonic() + stopping.GRACE_S
+            if time.monotonic() - looked > LOOK_S or self.fitted.done():
+                looked = time.monotonic()
+                now = self._read()
+                yield from range(known + 1, now + 1)
+                known = max(known, now)
+                roomy = self._roomy(roomy)
+
+    def words(self, _: int) -> str:
+        said = [f"loss {self.last['loss']:.3f}", f"{self.last['tokens_per_s']:,.0f} tokens/s"] if self.last else []
+        workers = self.last.get("num_workers")
+        said += [f"{workers} worker{'s' if workers != 1 else ''}"] if workers else []
+        return ", ".join(said + ([f"held-out loss {self.held_out:.3f}"] if self.held_out is not None else []))
+
+    def _read(self) -> int:
+        """The last step of the metrics."""
+        for line in map(json.loads, (self.out.find("metrics.jsonl") or b"").splitlines()):
+            if "loss" in line:
+                self.last = line
+            else:
+                self.held_out = line.get("eval_loss")
+        return int(self.last.get("step", 0))
+
+    def _roomy(self, since: float) -> float:
+        """When the cluster last had room for the fewest workers. Ray Train would wait for ever, and say so nowhere."""
+        rule = self.config.resources.train
+        if fits(rule.gpus) >= rule.workers[0]:
+            return time.monotonic()
+        if time.monotonic() - since > START_S:
+            raise Stopped(
+                f"{self.out.path}: for {START_S:.0f} s the cluster had room for fewer than {rule.workers[0]} training workers, as "
+                "resources.train.workers asks for. Add nodes, or ask for fewer; then run again, which goes on from the last checkpoint"
+            )
+        return since
+
+
+def _trainer(
+    config: Config, packs: Table, owner: Owner, workers: tuple[int, int], work: str, state: str
+) -> Any:  # TorchTrainer
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", f"{START_S:.0f}")
+    gpus, (low, high) = config.resources.train.gpus, workers
+    scaling = ScalingConfig(
+        num_workers=workers if low < high else high,
+        use_gpu=bool(gpus),
+        resources_per_worker={"CPU": ACTOR_CPUS, **({"GPU": gpus} if gpus else {})},
+        accelerator_type=config.resources.accelerator if gpus else None,
+        # a group is made larger by ending it, which loses what came after its last checkpoint
+        elastic_resize_monitor_interval_s=max(60.0, config.train.checkpoint_every_s),
+    )
+    failures = FailureConfig(
+        max_failures=MAX_FAILURES, controller_failure_limit=MAX_FAILURES, max_preemption_failures=MAX_PREEMPTIONS
+    )
+    return TorchTrainer(
+        _worker,
+        train_loop_config={"config": config, "packs": packs, "owner": owner, "gate": gate(), "work": work},
+        torch_config=TorchConfig(backend="nccl" if gpus else "gloo"),
+        scaling_config=scaling,
+        run_config=RunConfig(storage_path=state, failure_config=failures),
+    )
 
 
 def _fitted(trainer: Any) -> None:
@@ -139,73 +178,75 @@ def _fitted(trainer: Any) -> None:
         raise
 
 
-def _trainer(config: Config, packs: Table, owner: Owner, workers: int, work: str, state: str) -> Any:
-    from ray.train import FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchConfig, TorchTrainer
-
-    gpus = config.resources.train.gpus
-    scaling = ScalingConfig(
-        num_workers=workers,
-        use_gpu=bool(gpus),
-        resources_per_worker={"CPU": ACTOR_CPUS, **({"GPU": gpus} if gpus else {})},
-        accelerator_type=config.resources.accelerator if gpus else None,
-    )
-    failures = FailureConfig(max_failures=MAX_FAILURES, controller_failure_limit=MAX_FAILURES)
-    return TorchTrainer(
-        _worker,
-        train_loop_config={"config": config, "packs": packs, "owner": owner, "gate": gate(), "work": work},
-        torch_config=TorchConfig(backend="nccl" if gpus else "gloo"),
-        scaling_config=scaling,
-        run_config=RunConfig(storage_path=state, failure_config=failures),
-    )
-
-
 def _worker(job: dict[str, Any]) -> None:
-    from raypipe.models.trainer import Action, Settings, train  # and transformers, which no driver needs
+    from raypipe.models.sharded import Lora, Tuning  # and transformers, which no driver needs
+    from raypipe.models.trackers import Run
+    from raypipe.models.trainer import Settings, train
+    from raypipe.ops.chat_template import chat_template
 
     config, packs, owner = job["config"], job["packs"], job["owner"]
-    each = max(1, config.resources.train.micro_batch_tokens // config.pack.max_length)
-    rule, model = config.train, fetched_model(config.model, config.storage.endpoint)
-    settings = Settings(model, rule.dtype, rule.learning_rate, rule.warmup_steps, each, rule.checkpoint_every_s)
-    held_out = PackReader(packs.folder / HELD_OUT_PACKS, packs.parts)
-    plan = training_plan(config, packs)
+    rule, resources = config.train, config.resources.train
+    model = fetched_model(config.model, config.storage.endpoint)
+    lora = rule.lora and Lora(rule.lora.r, rule.lora.alpha, rule.lora.target_modules)
+    settings = Settings(
+        Tuning(model, rule.dtype, lora, config.seed, resources.activation_checkpointing, resources.compile),
+        learning_rate=rule.learning_rate,
+        warmup_steps=rule.warmup_steps,
+        micro_batch_tokens=resources.micro_batch_tokens,
+        checkpoint_every_s=rule.checkpoint_every_s,
+        run=Run(config.name, owner.folder.name, config.model_dump(mode="json")),
+        merge=not rule.lora or rule.lora.export == "merged",
+        chat_template=None if config.template == "chat" else chat_template(config.template),
+        report_to=rule.report_to,
+    )
+    training = open_packs(config, packs)
+    held_out = PackReader(packs.folder / HELD_OUT_PACKS, packs.parts, divisible=True)
+    wish = _Wish(owner, job["gate"], job["work"])
+    train(settings, training, held_out, training_plan(config, training), owner.folder, wish)
 
-    def wish() -> Action:
-        if owner.is_succeeded():
+
+@dataclass
+class _Wish:
+    """What the driver, another driver or the cluster want of a worker."""
+
+    owner: Owner
+    gate: Any
+    work: str
+    warned: set[float | None] = field(default_factory=set)  # deadlines of nodes for which there is a checkpoint
+
+    def __call__(self) -> Any:  # an Action
+        notice = ray.train.get_preemption_info()  # a collective
+        if ray.train.get_context().get_world_rank():
+            return "go on"
+        if self.owner.is_succeeded():
             return "stop"
-        return "save and stop" if ray.get(job["gate"].is_shut.remote(job["work"])) else "go on"
+        if ray.get(self.gate.is_shut.remote(self.work)):
+            return "save and stop"
+        if notice is not None and notice.deadline_ms not in self.warned:
+            self.warned.add(notice.deadline_ms)
+            log.warning("a node of the training will be taken away: saving a checkpoint before")
+            return "save"
+        return "go on"
 
-    train(settings, PackReader(packs.folder, packs.parts), held_out, plan, owner.folder, wish)
 
-
-def _summary(out: Folder) -> dict[str, Any]:
+def _summary(config: Config, packs: Table, out: Folder) -> dict[str, Any]:
     lines = [json.loads(line) for line in out.read("metrics.jsonl").splitlines()]
     steps = [line for line in lines if "loss" in line]
-    held_out = json.loads(out.read("held_out.json"))
-    tokens, seconds = sum(line["target_tokens"] for line in steps), sum(line["seconds"] for line in steps)
+    seconds = sum(line["seconds"] for line in steps)
+
+    def per_second(name: str) -> float:
+        return float(round(sum(line[name] * line["seconds"] for line in steps) / seconds, 4))
+
+    means = ("tokens_per_s", "target_tokens_per_s", "fill", "imbalance", "data_wait_share", "mfu")
     return {
         "steps": len(steps),
         "num_workers": steps[-1]["num_workers"],
         "first_loss": steps[0]["loss"],
         "last_loss": steps[-1]["loss"],
-        "target_tokens_per_s": round(tokens / seconds, 1),
-        "held_out": paired_difference(held_out),
+        "train_s": round(seconds, 3),
+        **{name: per_second(name) for name in means if name in steps[-1]},
+        "peak_memory_bytes": max(line["peak_memory_bytes"] for line in steps),
+        "padding": packs.manifest["summary"]["padding"][config.pack.strategy],
+        "held_out": paired_difference(json.loads(out.read("held_out.json"))),
         "warnings": of_steps(len(steps)),
-    }
-
-
-def paired_difference(held_out: dict[str, Any]) -> dict[str, Any]:
-    """Per-token NLL of each held-out sample after training minus before: mean over samples, and its standard error."""
-    tokens = np.array(held_out["num_tokens"], dtype=float)
-    steps = sorted(held_out["nll"], key=int)
-    before, after = (np.array(held_out["nll"][step]) for step in (steps[0], steps[-1]))
-    if len(tokens) < 2:
-        return {"num_samples": len(tokens)}
-    difference = (after - before) / tokens
-    return {
-        "num_samples": len(tokens),
-        "loss_before": float(before.sum() / tokens.sum()),
-        "loss_after": float(after.sum() / tokens.sum()),
-        "mean_difference": float(difference.mean()),
-        "standard_error": float(difference.std(ddof=1) / np.sqrt(len(difference))),
     }

@@ -1,0 +1,78 @@
+"""NLL of every held-out sample, so that two models are compared sample by sample: two means alone have no error."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from raypipe.models.batches import Dealer
+from raypipe.models.checkpoints import Output
+
+HELD_OUT = "held_out.json"
+Row = tuple[str, int | None, float, int]  # sample_id, cluster_id, summed NLL over its targets in nats, targets
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    rows: list[Row]  # by sample_id
+
+    @property
+    def loss(self) -> float | None:
+        """Token mean; None where nothing is held out."""
+        return _token_mean(self.rows) if self.rows else None
+
+    @property
+    def loss_by_cluster(self) -> dict[str, float]:
+        clusters = sorted({cluster for _, cluster, _, _ in self.rows if cluster is not None})
+        return {str(cluster): _token_mean([row for row in self.rows if row[1] == cluster]) for cluster in clusters}
+
+
+def evaluate(model: Any, dealer: Dealer, device: str, group: dist.ProcessGroup) -> HeldOut:
+    """Of the dealer's packs; a collective: each rank scores its share, all get the whole."""
+    model.eval()
+    mine: list[Row] = []
+    with torch.no_grad(), closing(dealer.deal([range(len(dealer.packs.shapes))])) as dealt:
+        share = next(dealt)
+        for batch, pieces in zip(share.batches, share.pieces, strict=True):
+            nll, positions = model(batch.to(device))
+            packs = [(dealer.packs[piece.pack], piece) for piece in pieces]
+            names = [
+                (pack.sample_ids[n], pack.cluster_ids[n])
+                for pack, piece in packs
+                for n in range(piece.first, piece.last)
+            ]
+            mine += _by_sample(names, nll.cpu(), positions.cpu(), batch.bounds)
+    shares: list[Any] = [None] * dealer.world_size
+    dist.all_gather_object(shares, mine, group=group)
+    return HeldOut(sorted(row for share in shares for row in share))
+
+
+def remember(out: Output, step: int, found: HeldOut) -> None:
+    """`held_out.json`: sample_ids, cluster_ids, num_tokens, and under `nll` those after each step that was evaluated."""
+    before = out.find(HELD_OUT) if step else None
+    ids, clusters, nll, tokens = map(list, zip(*found.rows, strict=True)) if found.rows else ([], [], [], [])
+    fresh = {"sample_ids": ids, "cluster_ids": clusters, "num_tokens": tokens, "nll": {}}
+    seen: dict[str, Any] = json.loads(before) if before else fresh
+    seen["nll"][str(step)] = nll
+    out.replace(HELD_OUT, json.dumps(seen).encode())
+
+
+def _token_mean(rows: Sequence[Row]) -> float:
+    return sum(row[2] for row in rows) / sum(row[3] for row in rows)
+
+
+def _by_sample(
+    names: Sequence[tuple[str, int | None]], nll: torch.Tensor, positions: torch.Tensor, bounds: torch.Tensor
+) -> list[Row]:
+    if not names:  # a batch that only keeps this rank in step
+        return []
+    owner = torch.bucketize(positions, bounds[1:].long(), right=True)
+    sums = torch.zeros(len(names), dtype=torch.float64).index_add_(0, owner, nll.double())
+    counts = torch.bincount(owner, minlength=len(names))
+    return [(*name, total, count) for name, total, count in zip(names, sums.tolist(), counts.tolist(), strict=True)]
