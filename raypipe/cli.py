@@ -65,7 +65,7 @@ def _plan(options: argparse.Namespace) -> None:
             planned = pipeline.plan(config, options.from_stage)
             if options.measure and not planned["score"].done:
                 pipeline.measure(planned)
-            print(_shown(planned), *screen.cost_words(planned), sep="\n")
+            print(_shown(planned), *screen.cost_words(planned), *screen.padding_words(planned), sep="\n")
 
 
 def _status(options: argparse.Namespace) -> None:

@@ -10,6 +10,7 @@ from raypipe.identity import package_versions
 from raypipe.ops.estimate import Interval
 from raypipe.ops.ifd import num_scored
 from raypipe.ops.warnings import said
+from raypipe.padding import padding
 from raypipe.pipeline import Plan, cost_of_scoring
 from raypipe.store import Folder
 
@@ -69,6 +70,15 @@ def cost_words(planned: Plan) -> list[str]:
         f"{_spread(bill)} {'GPU' if pool.gpus else 'CPU'}-h",
     ]
     return [f"scoring: {', '.join(words)}; from {cost.basis}"]
+
+
+def padding_words(planned: Plan) -> list[str]:
+    """Of training's tokens, under each strategy of packing."""
+    found = padding(planned)
+    if found is None:
+        return ["padding: unknown until scoring is finished"]
+    shares = ", ".join(f"{name} {share:.1%}" for name, share in sorted(found.shares.items(), key=lambda item: item[1]))
+    return [f"padding: {shares}; windows of {planned.config.pack.max_length:,} tokens, from {found.basis}"]
 
 
 def _spread(value: Interval) -> str:

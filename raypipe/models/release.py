@@ -15,6 +15,8 @@ from raypipe.models.checkpoints import Output
 from raypipe.models.packed import load_model
 from raypipe.models.pretrained import load_config
 from raypipe.models.sharded import Tuning, adapted
+from raypipe.ops.chat_template import chat_template
+from raypipe.ops.tokens import prompt_ids
 
 LAST = "generation_config.json"  # put last: makes a model whole
 
@@ -25,12 +27,12 @@ def release(
     tokenizer: Any,
     *,
     merge: bool,
-    chat_template: str | None,
+    template: str,
     out: Output,
 ) -> None:
     """`weights`: what was trained, whole, on the CPU. In the type that the base model was saved in; `merge` adds adapters to it.
 
-    `chat_template` in place of the tokenizer's own, so that a chat is rendered as training rendered its samples.
+    With a chat template that renders a chat as training rendered its samples by `template`.
     """
     base = load_model(tuning.model, "float32", "cpu")
     saved_as = load_config(tuning.model).dtype or torch.float32
@@ -42,13 +44,25 @@ def release(
         unknown = base.load_state_dict(dict(weights), strict=False).unexpected_keys
         assert not unknown, f"adapters for no layer: {unknown[:3]}"
         model = model.merge_and_unload() if merge else model
-    if chat_template is not None:
-        tokenizer.chat_template = chat_template
+    tokenizer.chat_template = _chat_template(template, tokenizer)
     with tempfile.TemporaryDirectory() as folder:
         model.to(saved_as).save_pretrained(folder)
         tokenizer.save_pretrained(folder)
         _generation(base.generation_config, tokenizer).save_pretrained(folder)
         _copy(Path(folder), out)
+
+
+def _chat_template(template: str, tokenizer: Any) -> str:
+    """Some tokenizers put a space before the first word of a text, but not after a BOS that is text: these get it written out."""
+    if template == "chat":
+        return str(tokenizer.chat_template)
+    plain, spaced = chat_template(template), chat_template(f" {template}")
+    user = [{"role": "user", "content": "Sort a list."}]
+    (wanted,) = prompt_ids(tokenizer, template, ["Sort a list."])
+    given = {
+        text: tokenizer.apply_chat_template(user, chat_template=text, return_dict=False) for text in (plain, spaced)
+    }
+    return spaced if given[spaced] == wanted != given[plain] else plain
 
 
 def _generation(config: GenerationConfig | None, tokenizer: Any) -> GenerationConfig:
@@ -63,6 +77,7 @@ def _generation(config: GenerationConfig | None, tokenizer: Any) -> GenerationCo
 
 
 def _copy(folder: Path, out: Output) -> None:
+    (folder / "README.md").unlink(missing_ok=True)  # peft's; ours is put once the run's figures are known
     for path in sorted(folder.iterdir(), key=lambda path: path.name == LAST):
         with path.open("rb") as source, out.create(path.name) as target:
             shutil.copyfileobj(source, target, 8 << 20)

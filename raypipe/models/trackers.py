@@ -149,7 +149,7 @@ class _WandB:
                 "of your own), or WANDB_MODE=offline and send the files later by wandb sync"
             ) from None
         self.to_out: bool = self.run.offline
-        self.first: int = self._first_offline() if self.to_out else self.run.starting_step
+        self.first: int = self._first_offline() if self.to_out else 0  # the server drops what it has
 
     def _first_offline(self) -> int:
         """The first step that no file of an earlier start has."""

@@ -53,9 +53,9 @@ class Settings:
     warmup_steps: int
     micro_batch_tokens: int
     checkpoint_every_s: float
+    template: str  # of the training samples
     run: Run  # as trackers show it
     merge: bool = True  # adapters into the model that is released
-    chat_template: str | None = None  # of the model that is released; None: its tokenizer's
     report_to: tuple[str, ...] = ()
 
 
@@ -265,7 +265,7 @@ class _Run:
                 self.settings.tuning,
                 self.tokenizer,
                 merge=self.settings.merge,
-                chat_template=self.settings.chat_template,
+                template=self.settings.template,
                 out=self.out / "model",
             )
         dist.barrier(group=self.cpus)

@@ -150,7 +150,7 @@ def _longest_run(text: str) -> int:
 
 
 def _yaml(value: Any) -> str:
-    return yaml.safe_dump(value, sort_keys=False, allow_unicode=True, width=120)
+    return yaml.safe_dump(value, sort_keys=False, width=120)  # ASCII: PyYAML loses U+0085 otherwise
 
 
 @cache

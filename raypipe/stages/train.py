@@ -182,7 +182,6 @@ def _worker(job: dict[str, Any]) -> None:
     from raypipe.models.sharded import Lora, Tuning  # and transformers, which no driver needs
     from raypipe.models.trackers import Run
     from raypipe.models.trainer import Settings, train
-    from raypipe.ops.chat_template import chat_template
 
     config, packs, owner = job["config"], job["packs"], job["owner"]
     rule, resources = config.train, config.resources.train
@@ -194,9 +193,9 @@ def _worker(job: dict[str, Any]) -> None:
         warmup_steps=rule.warmup_steps,
         micro_batch_tokens=resources.micro_batch_tokens,
         checkpoint_every_s=rule.checkpoint_every_s,
+        template=config.template,
         run=Run(config.name, owner.folder.name, config.model_dump(mode="json")),
         merge=not rule.lora or rule.lora.export == "merged",
-        chat_template=None if config.template == "chat" else chat_template(config.template),
         report_to=rule.report_to,
     )
     training = open_packs(config, packs)

@@ -4,6 +4,7 @@ import importlib
 import json
 import multiprocessing
 import os
+import struct
 import subprocess
 import sys
 import threading
@@ -16,7 +17,7 @@ import psutil
 import pytest
 
 from raypipe.errors import ConfigError
-from raypipe.models.trackers import TRACKERS, Run, check_installed, open_trackers, wandb_history
+from raypipe.models.trackers import TRACKERS, WANDB_BLOCK, Run, check_installed, open_trackers, wandb_history
 from raypipe.store import Folder
 
 RUN = Run("oss-ds67", "train-5d0f12ab34cd", {"train": {"model": "qwen2", "learning_rate": 1e-5}, "long": "x" * 7000})
@@ -260,6 +261,24 @@ def test_wandb_offline_leaves_files_to_sync(restarted):
     command = [os.path.join(os.path.dirname(sys.executable), "wandb"), "sync", "--dry-run", str(restarted / "wandb")]
     said = subprocess.run(command, capture_output=True, text=True, check=True)
     assert all(path.parent.name in said.stdout + said.stderr for path in files)
+
+
+@pytest.mark.parametrize("left", [0, 1, 6, 7, 8])
+def test_wandb_file_is_read_past_the_end_of_a_block(left):
+    """A restart that stops reading there takes later steps for new, and they are drawn twice. LevelDB's log format."""
+    from wandb.proto.wandb_internal_pb2 import HistoryRecord, HistoryStep, Record
+
+    def piece(data, kind):
+        return struct.pack("<IHB", 0, len(data), kind) + data
+
+    rows = [Record(history=HistoryRecord(step=HistoryStep(num=step))).SerializeToString() for step in (1, 2, 3)]
+    start = b":W&B___" + piece(rows[0], 1)
+    fill = WANDB_BLOCK - len(start) - 7 - left
+    data = start + piece(b"x" * fill, 2)  # of a record that was given up
+    data = data.ljust(WANDB_BLOCK, b"\0") if left < 7 else data + piece(b"", 3).ljust(left, b"\0")
+    data += piece(rows[1], 1) + piece(rows[2][:1], 2) + piece(rows[2][1:], 4)
+    assert [row.step.num for row in wandb_history(data)] == [1, 2, 3]
+    assert [row.step.num for row in wandb_history(data[:-1])] == [1, 2]
 
 
 def test_mlflow_goes_on_with_the_same_run(restarted):

@@ -18,7 +18,7 @@ from raypipe.models.trackers import Run
 from raypipe.models.trainer import Settings, train
 from raypipe.ops.packing import Pack
 from raypipe.ops.steps import Shapes, plan_steps
-from raypipe.ops.tokens import IGNORED
+from raypipe.ops.tokens import IGNORED, prompt_ids
 from raypipe.store import Folder
 
 NUM_PACKS = 9
@@ -61,7 +61,7 @@ def _packs(count, seed):
 
 def settings(model, *, lora=None, activation_checkpointing=True, **keys):
     tuning = Tuning(str(model), "float32", lora, 0, activation_checkpointing, compile=False)
-    return replace(Settings(tuning, 2e-3, 1, 64, 1e9, Run("test", "train-0", {})), **keys)
+    return replace(Settings(tuning, 2e-3, 1, 64, 1e9, "Q: {instruction}\nA: ", Run("test", "train-0", {})), **keys)
 
 
 def work(rank, world_size, settings, out, port, reads_left, samples_per_step):
@@ -237,5 +237,9 @@ def test_the_model_loads_and_generates(alone, random_model):
     tokenizer = AutoTokenizer.from_pretrained(folder)
     model = AutoModelForCausalLM.from_pretrained(folder)
     assert model.generation_config.eos_token_id == tokenizer.eos_token_id
-    made = model.generate(**tokenizer("def f(", return_tensors="pt"), max_new_tokens=5, do_sample=False)
-    assert made.shape[1] > 3
+    chat = [{"role": "user", "content": "Add two numbers."}]
+    (prompt,) = prompt_ids(tokenizer, "Q: {instruction}\nA: ", ["Add two numbers."])
+    given = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_dict=True, return_tensors="pt")
+    assert given["input_ids"][0].tolist() == prompt
+    made = model.generate(**given, max_new_tokens=5, do_sample=False)
+    assert len(prompt) < made.shape[1] <= len(prompt) + 5
