@@ -36,9 +36,8 @@ class Tuning:
     compile: bool
 
 
-def load_sharded(tuning: Tuning, device: str) -> tuple[PackedModel, Cost]:
+def shard(model: Any, tuning: Tuning, device: str) -> tuple[PackedModel, Cost]:
     """A collective of all ranks of the default process group. The cost is of the whole model."""
-    model = load_tuned(tuning, "cpu")
     cost = cost_of(model)
     if tuning.activation_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
@@ -58,11 +57,11 @@ def load_sharded(tuning: Tuning, device: str) -> tuple[PackedModel, Cost]:
     return packed, cost
 
 
-def load_tuned(tuning: Tuning, device: str) -> Any:
-    """The model with what is to be trained in float32, and what is not in the type of compute."""
+def load_tuned(tuning: Tuning) -> Any:
+    """The model, on the CPU, with what is to be trained in float32, and what is not in the type of compute."""
     if tuning.lora is None:
-        return load_model(tuning.model, "float32", device)
-    model = adapted(tuning.lora, load_model(tuning.model, tuning.dtype, device), tuning.seed).get_base_model()
+        return load_model(tuning.model, "float32", "cpu")
+    model = adapted(tuning.lora, load_model(tuning.model, tuning.dtype, "cpu"), tuning.seed).get_base_model()
     for weight in model.parameters():
         if weight.requires_grad:
             weight.data = weight.data.float()

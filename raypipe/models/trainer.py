@@ -35,7 +35,7 @@ from raypipe.models.held_out import evaluate, remember
 from raypipe.models.metrics import Metrics
 from raypipe.models.pretrained import load_tokenizer
 from raypipe.models.release import release
-from raypipe.models.sharded import Tuning, load_sharded
+from raypipe.models.sharded import Tuning, load_tuned, shard
 from raypipe.models.trackers import Run, open_trackers
 from raypipe.ops.steps import Step, Volume, learning_rate_factor, plan_digest
 
@@ -85,10 +85,8 @@ def train(
             if action in ("save", "save and stop"):
                 run.save(number)
             if action in ("save and stop", "stop"):
-                run.finish_saving()
-                return False
-    run.finish_saving()
-    return run.release()
+                return run.end(whole=False)
+    return run.end(whole=True)
 
 
 class _Run:
@@ -103,9 +101,11 @@ class _Run:
         self.cpus = dist.new_group(backend="gloo")  # for words between steps
         self.savers = dist.new_group(backend="gloo")  # for the thread that saves
         self.tokenizer = load_tokenizer(settings.tuning.model)
-        self.model, self.cost = load_sharded(settings.tuning, self.device)
+        self.model, self.cost = shard(load_tuned(settings.tuning), settings.tuning, self.device)
         trained = [weight for weight in self.model.parameters() if weight.requires_grad]
-        self.optimiser = torch.optim.AdamW(trained, lr=settings.learning_rate, weight_decay=WEIGHT_DECAY)
+        self.optimiser = torch.optim.AdamW(
+            trained, lr=settings.learning_rate, weight_decay=WEIGHT_DECAY, fused=self.device == "cuda" or None
+        )
         self.factor = partial(learning_rate_factor, warmup_steps=settings.warmup_steps, total_steps=len(steps))
         self.volume = Volume(packs.shapes, steps)
         self.asked = self.saved = time.monotonic()
@@ -255,11 +255,16 @@ class _Run:
         dist.barrier(group=self.cpus)
         return number
 
+    def end(self, *, whole: bool) -> bool:
+        self.finish_saving()
+        if self.metrics:
+            self.metrics.close()
+        return whole and self.release()
+
     def release(self) -> bool:
         weights = get_model_state_dict(self.model, options=self._options(full_state_dict=True, cpu_offload=True))
         goes_on = ACTIONS[self._word(ACTIONS.index(self.wish()))] != "stop"
-        if self.metrics and goes_on:
-            self.metrics.close()
+        if self.rank == 0 and goes_on:
             release(
                 {name.removeprefix("model."): weight for name, weight in weights.items()},
                 self.settings.tuning,

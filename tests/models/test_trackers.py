@@ -21,7 +21,7 @@ from raypipe.models.trackers import TRACKERS, WANDB_BLOCK, Run, check_installed,
 from raypipe.store import Folder
 
 RUN = Run("oss-ds67", "train-5d0f12ab34cd", {"train": {"model": "qwen2", "learning_rate": 1e-5}, "long": "x" * 7000})
-SECRETS = ("5ec4e7" * 7, "pass-of-the-test")  # an API key is 40 characters or more
+SECRETS = ("5ec4e7" * 7, "pass-of-the-test", "pass-in-the-address")  # an API key is 40 characters or more
 CHECKPOINT, KILLED, LAST = 20, 30, 40
 
 
@@ -203,7 +203,7 @@ def test_servers_get_what_they_do_not_have(surroundings, servers, tmp_path, monk
     """The way it runs in a team: steps must not come twice, and a password in an address must not be printed."""
     monkeypatch.delenv("WANDB_MODE")
     monkeypatch.setenv("WANDB_BASE_URL", f"http://{servers}")
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://me:{SECRETS[1]}@{servers}")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://me:{SECRETS[2]}@{servers}")
     for tracker in open_trackers(["wandb", "mlflow"], RUN, Folder.at(str(tmp_path)), CHECKPOINT):
         for step in range(CHECKPOINT + 1, LAST):
             tracker.log(step, {"train/loss": 1.0})
@@ -330,10 +330,11 @@ def test_wandb_is_offline_where_nobody_is_logged_in(surroundings, tmp_path, monk
     [
         ("wandb", {"WANDB_MODE": "online", "WANDB_BASE_URL": "http://127.0.0.1:9", "WANDB_INIT_TIMEOUT": "3"}, "WANDB_MODE=off"),
         ("wandb", {"WANDB_MODE": "online", "WANDB_API_KEY": SECRETS[1]}, "Set WANDB_API_KEY"),
-        ("mlflow", {"MLFLOW_TRACKING_URI": f"http://me:{SECRETS[1]}@127.0.0.1:9"}, "Is MLFLOW_TRACKING_URI right"),
+        ("mlflow", {"MLFLOW_TRACKING_URI": f"http://me:{SECRETS[2]}@127.0.0.1:9"}, "Is MLFLOW_TRACKING_URI right"),
+        ("mlflow", {"MLFLOW_TRACKING_URI": f"postgresql://me:{SECRETS[2]}@127.0.0.1/db"}, "Is MLFLOW_TRACKING_URI right"),
         ("mlflow", {"MLFLOW_TRACKING_URI": ""}, "Set MLFLOW_TRACKING_URI"),
     ],
-    ids=("no W&B", "bad key", "no MLflow", "no URI"),
+    ids=("no W&B", "bad key", "no MLflow", "no driver", "no URI"),
 )  # fmt: skip
 def test_a_server_that_refuses_is_said_before_training(
     surroundings, tmp_path, monkeypatch, tracker, environment, advice

@@ -1,0 +1,194 @@
+"""Training that loses a worker, a node or its driver, on real S3 and several nodes on one machine: losses as if unbroken.
+
+What is compared is every loss of every step with those of a run on one worker that nothing happened to, whatever number of workers
+came before and after. Lines of steps up to the checkpoint that there was keep their bytes, seconds included: they were not run again.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+
+import psutil
+import pytest
+from ray.cluster_utils import Cluster
+
+from raypipe.store import Folder
+from tests.lakes import PROJECT, save_random_model, wait_until, write_config, write_lake
+
+pytestmark = pytest.mark.slow
+NODE = {"num_cpus": 1, "object_store_memory": 200 << 20}
+TRAIN = {"epochs": 12, "samples_per_step": 6, "warmup_steps": 2, "learning_rate": 1e-4, "checkpoint_every_s": 1.0}
+QUICK = {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5", "RAYPIPE_TRAIN_START_S": "60", "RAYPIPE_TAKE_OVER_S": "8"}
+
+
+@dataclass
+class World:
+    cluster: Cluster
+    nodes: list
+    environment: dict[str, str]
+    config: object
+    bucket: str
+
+    def root(self, name):
+        return Folder.at(f"s3://{self.bucket}/{name}")
+
+    def prepared(self, name):
+        """A root with everything up to pack."""
+        source, target = self.root("prepared"), self.root(name)
+        for found in source.walk():
+            target.put(found.uri[len(source.path) + 1 :], source.read(found.uri[len(source.path) + 1 :]))
+        return target
+
+    def start(self, name, *overrides, until="train"):
+        words = [self.config, f"storage.root={self.root(name).path}", "--until", until, *overrides]
+        log = open(f"{self.config}.{name}.log", "a")  # noqa: SIM115  the driver's, as long as it lives
+        command = [sys.executable, "-m", "raypipe.cli", "run", *map(str, words)]
+        return subprocess.Popen(command, cwd=PROJECT, env=self.environment, stdout=log, stderr=log)
+
+    def log(self, name):
+        return open(f"{self.config}.{name}.log").read()
+
+    def folder(self, name):
+        root = self.root(name)
+        return root / json.loads(root.read("runs/test.json"))["folders"]["train"]
+
+    def lines(self, name):
+        return (self.folder(name).find("metrics.jsonl") or b"").decode().splitlines()
+
+    def saved(self, name):
+        """Steps of whole checkpoints."""
+        there = [f.uri.split("/")[-2] for f in self.folder(name).walk() if f.uri.endswith("/.metadata")]
+        return sorted(int(step.removeprefix("step-")) for step in there)
+
+    def mid_epoch(self, name, driver, after=3):
+        """Waits until the newest checkpoint is some steps on; returns its step, and the lines up to it."""
+        saved = wait_until(lambda: [n for n in self.saved(name) if n > after], driver)[-1]
+        return saved, [line for line in self.lines(name) if json.loads(line)["step"] < saved]
+
+
+def workers():
+    """Ray Train's worker processes, as long as they train."""
+    return [p for p in psutil.process_iter(["cmdline"]) if "RayTrainWorker" in (p.info["cmdline"] or [""])[0]]
+
+
+@pytest.fixture(scope="module")
+def world(rgw, tmp_path_factory, embedder):
+    folder = tmp_path_factory.mktemp("trained")
+    model = save_random_model(folder / "qwen2", "qwen2", bos=False, layers=2)
+    environment = {**os.environ, **rgw.environment, **QUICK, "OMP_NUM_THREADS": "1"}
+    before = dict(os.environ)
+    os.environ.update(environment)  # raylets, and what they start, get it from here
+    write_lake(folder / "lake", num_samples=240, files=4)
+    config = write_config(
+        folder / "test.yaml", model=model, embedder=embedder, ingest={"part_bytes": 30_000}, train=TRAIN,
+        select={"max_ifd": 9.0, "keep_fraction": 0.3}, pack={"max_length": 512}, resources={"train": {"workers": [1, 1], "micro_batch_tokens": 512}},
+    )  # fmt: skip
+    health = {"health_check_initial_delay_ms": 0, "health_check_period_ms": 500, "health_check_failure_threshold": 4}
+    head = {"num_cpus": 0, "object_store_memory": 200 << 20, "_system_config": health}
+    cluster = Cluster(initialize_head=True, head_node_args=head)
+    nodes = [cluster.add_node(**NODE) for _ in range(2)]
+    cluster.wait_for_nodes()
+    environment["RAY_ADDRESS"] = cluster.address
+    yield World(cluster, nodes, environment, config, rgw.bucket())
+    cluster.shutdown()
+    os.environ.clear()
+    os.environ.update(before)
+
+
+@pytest.fixture(scope="module")
+def unbroken(world):
+    driver = world.start("prepared", until="pack")
+    assert driver.wait(timeout=400) == 0, world.log("prepared")
+    world.prepared("unbroken")
+    driver = world.start("unbroken")
+    assert driver.wait(timeout=400) == 0, world.log("unbroken")
+    return losses(world.lines("unbroken"))
+
+
+def losses(lines):
+    return [(line["step"], line.get("loss", line.get("eval_loss"))) for line in map(json.loads, lines)]
+
+
+def check(world, name, driver, unbroken, kept):
+    assert driver.wait(timeout=300) == 0, world.log(name)
+    lines = world.lines(name)
+    assert lines[: len(kept)] == kept, "steps before the checkpoint were run again"
+    found = losses(lines)
+    assert [step for step, _ in found] == [step for step, _ in unbroken], "steps are missing or doubled"
+    assert [loss for _, loss in found] == pytest.approx([loss for _, loss in unbroken], rel=1e-5)
+    assert world.folder(name).has("model/generation_config.json")
+    print(f"{name}: workers by step {[json.loads(line).get('num_workers') for line in lines][:: len(lines) // 12]}")
+    assert len(world.saved(name)) <= 3
+    return lines
+
+
+def test_a_worker_is_killed(world, unbroken):
+    """Out of memory, or a crash in a library: the group starts anew and goes on from its checkpoint."""
+    world.prepared("worker")
+    driver = world.start("worker", "resources.train.workers=[1, 2]")
+    _, kept = world.mid_epoch("worker", driver)
+    os.kill(workers()[0].pid, signal.SIGKILL)
+    lines = check(world, "worker", driver, unbroken, kept)
+    assert {json.loads(line).get("num_workers") for line in lines} >= {2}
+
+
+def test_a_node_is_lost_and_comes_back(world, unbroken):
+    """Spot machines are reclaimed all day: training goes on with fewer workers."""
+    world.prepared("node")
+    driver = world.start("node", "resources.train.workers=[1, 2]")
+    _, kept = world.mid_epoch("node", driver)
+    lost = next(node for node in world.nodes if raylet_of(node) in {worker.ppid() for worker in workers()})
+    world.nodes.remove(lost)
+    world.cluster.remove_node(lost, allow_graceful=False)
+    lines = check(world, "node", driver, unbroken, kept)
+    world.nodes.append(world.cluster.add_node(**NODE))
+    world.cluster.wait_for_nodes()
+    assert [json.loads(line).get("num_workers") for line in lines][-2] == 1
+
+
+def raylet_of(node):
+    return node.all_processes["raylet"][0].process.pid
+
+
+def test_the_driver_is_killed(world, unbroken):
+    """A head node dies: another driver, with another number of workers, goes on after the first one's silence."""
+    world.prepared("driver")
+    first = world.start("driver", "resources.train.workers=[2, 2]")
+    _, kept = world.mid_epoch("driver", first)
+    os.kill(first.pid, signal.SIGKILL)
+    first.wait()
+    lines = check(world, "driver", world.start("driver"), unbroken, kept)
+    assert [json.loads(line).get("num_workers") for line in lines if "loss" in line][:: len(lines) - 20] == [2, 1]
+
+
+def test_a_node_is_about_to_be_taken_away(world, unbroken):
+    """A notice of preemption is worth a checkpoint at once: the interval may be a quarter of an hour."""
+    world.prepared("notice")
+    driver = world.start("notice", "resources.train.workers=[1, 2]", "train.checkpoint_every_s=1000")
+    wait_until(lambda: len(world.lines("notice")) > 4 or None, driver)
+    assert world.saved("notice") == []
+    lost = next(node for node in world.nodes if raylet_of(node) in {worker.ppid() for worker in workers()})
+    words = [
+        "drain-node",
+        "--address",
+        world.cluster.address,
+        "--node-id",
+        lost.node_id,
+        "--reason",
+        "DRAIN_NODE_REASON_PREEMPTION",
+    ]
+    words += ["--reason-message", "spot", "--deadline-remaining-seconds", "12"]
+    noticed = time.monotonic()
+    ray_cli = os.path.join(os.path.dirname(sys.executable), "ray")
+    done = subprocess.run([ray_cli, *words], capture_output=True, text=True, env=world.environment)
+    assert done.returncode == 0, done.stdout + done.stderr
+    saved, kept = world.mid_epoch("notice", driver, after=0)
+    print(f"checkpoint of step {saved} whole {time.monotonic() - noticed:.1f} s after the notice")
+    time.sleep(max(0.0, noticed + 12 - time.monotonic()))
+    world.nodes.remove(lost)
+    world.cluster.remove_node(lost, allow_graceful=False)
+    check(world, "notice", driver, unbroken, kept)
