@@ -118,7 +118,8 @@ def share_out(
     tokens = np.array([part.sum() for part in lengths], dtype=np.int64)
     costs = tokens + quadratic * np.array([np.square(part).sum() for part in lengths])
     alone = int((tokens > micro_batch_tokens // 2).sum())  # no two of these fit together
-    each = max(-(-max(int(tokens.sum()) // micro_batch_tokens, alone) // world_size), 1)
+    fewest = min(max(int(tokens.sum()) // micro_batch_tokens, alone), len(pieces))
+    each = max(-(-fewest // world_size), 1)
     while True:
         bins = _deal(costs, world_size * each)
         if all(len(chosen) <= 1 or tokens[chosen].sum() <= micro_batch_tokens for chosen in bins):

@@ -64,6 +64,8 @@ def test_ranks_share_all_segments_in_equal_numbers_of_batches(packs, world_size,
     segments = [(piece.pack, n) for batch in batches for piece in batch for n in range(piece.first, piece.last)]
     assert sorted(segments) == [(pack, n) for pack, lengths in enumerate(packs) for n in range(len(lengths))]
     assert len({len(share) for share in shares}) == 1 and len(shares) == world_size
+    pieces = sum(len(batch) for batch in batches)
+    assert len(shares[0]) <= max(-(-pieces // world_size), 1), "rounds in which no rank has work"
     for batch in batches:
         tokens = [sum(packs[piece.pack][piece.first : piece.last]) for piece in batch]
         assert len(batch) <= 1 or sum(tokens) <= micro_batch_tokens
