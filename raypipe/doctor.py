@@ -20,6 +20,7 @@ from raypipe.config_file import load_config
 from raypipe.errors import ConfigError, RaypipeError, Stopped
 from raypipe.identity import object_digest
 from raypipe.machine import MACHINE, Doubt, disk, gpus
+from raypipe.ops.trackers import check_installed
 from raypipe.s3 import patience
 from raypipe.store import Folder
 
@@ -61,6 +62,8 @@ def _of_config(config: Config) -> Iterator[Check]:
     places = (root, *config.ingest.paths, *models.values(), *filter(None, [centers]), *itertools.chain(*given.values()))
     remote, answers = [place for place in places if _is_remote(place)], True
     yield _checked("resources", partial(_resources, config))
+    if config.train.report_to:
+        yield _checked("trackers", partial(_trackers, config))
     yield _checked("nodes", partial(_nodes, places))
     if remote:
         yield _checked("credentials", reach.credentials)
@@ -108,6 +111,11 @@ def _resources(config: Config) -> str:
     if os.environ.get("RAY_ADDRESS") or gpus():
         return f"GPUs asked for: {wanted}"
     return Doubt(f"GPUs asked for ({wanted}), and there is none here. Set RAY_ADDRESS to a cluster that has them")
+
+
+def _trackers(config: Config) -> str:
+    check_installed(config.train.report_to)
+    return f"{', '.join(config.train.report_to)}: installed here"
 
 
 def _nodes(places: Sequence[str]) -> str:

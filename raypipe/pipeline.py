@@ -19,6 +19,7 @@ from raypipe.config import Config
 from raypipe.errors import ConfigError
 from raypipe.identity import pinned_model, resolved_backend
 from raypipe.lake import Lake, list_lake
+from raypipe.ops.trackers import check_installed
 from raypipe.part import Table
 from raypipe.recipes import STAGE_NAMES, STAGES
 from raypipe.s3 import patience
@@ -139,6 +140,8 @@ def _prepared(config: Config, from_stage: str | None, wanted: Sequence[str], rep
     planned = plan(config, from_stage)
     if "score" in wanted and not planned["score"].done:
         _check_budget(planned)
+    if "train" in wanted and not planned["train"].done:
+        check_installed(config.train.report_to)
     _check_lake_can_be_read(planned)
     _record(planned, rewrite=_is_due(planned, wanted, repair))
     return planned

@@ -73,6 +73,7 @@ MAY_IMPORT = {  # of raypipe, beside itself; a module that is not here may impor
         "errors",
         "identity",
         "lake",
+        "ops",
         "part",
         "s3",
         "stage",
@@ -121,7 +122,7 @@ MAY_IMPORT = {  # of raypipe, beside itself; a module that is not here may impor
     "garbage": {"errors", "local", "recipes", "records", "screen", "store"},
     "machine": {"container", "errors", "identity", "local", "screen"},
     "reach": {"config", "errors", "identity", "lake", "local", "machine", "s3", "s3_errors", "screen", "store"},
-    "doctor": {"config", "config_file", "errors", "identity", "machine", "reach", "s3", "store"},
+    "doctor": {"config", "config_file", "errors", "identity", "machine", "ops", "reach", "s3", "store"},
 }
 
 

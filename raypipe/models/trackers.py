@@ -18,17 +18,14 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
 
 from raypipe.errors import ConfigError
 from raypipe.models.checkpoints import Output
+from raypipe.ops.trackers import check_installed
 
 log = logging.getLogger("raypipe")
-MODULES = {"tensorboard": "tensorboardX", "wandb": "wandb", "mlflow": "mlflow"}
-PACKAGES = MODULES | {"mlflow": "mlflow-skinny"}  # the client without the server
-TRACKERS = tuple(MODULES)
 PROJECT = "raypipe"
 FINISH_S = 300  # for what W&B has not sent by the end
 PAUSE_S = 300  # between attempts after MLflow failed: one can take 35 s, in which nothing is trained
@@ -51,14 +48,6 @@ class Tracker(Protocol):
         """Send what was logged. Before every checkpoint, or a restart from it leaves a gap."""
 
     def close(self) -> None: ...
-
-
-def check_installed(names: Sequence[str]) -> None:
-    """Imports nothing. A folder of the module's name in the working directory, as wandb leaves one, is no package."""
-    for name in names:
-        if getattr(find_spec(MODULES[name]), "origin", None) is None:
-            package = PACKAGES[name]
-            raise ConfigError(f"tracker {name}: package {package} is not installed. Run: pip install {package}")
 
 
 def open_trackers(names: Sequence[str], run: Run, out: Output, after_step: int) -> list[Tracker]:

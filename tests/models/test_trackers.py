@@ -17,7 +17,8 @@ import psutil
 import pytest
 
 from raypipe.errors import ConfigError
-from raypipe.models.trackers import TRACKERS, WANDB_BLOCK, Run, check_installed, open_trackers, wandb_history
+from raypipe.models.trackers import WANDB_BLOCK, Run, open_trackers, wandb_history
+from raypipe.ops.trackers import TRACKERS, check_installed
 from raypipe.store import Folder
 
 RUN = Run("oss-ds67", "train-5d0f12ab34cd", {"train": {"model": "qwen2", "learning_rate": 1e-5}, "long": "x" * 7000})
@@ -359,7 +360,7 @@ def test_a_missing_package_is_said(tmp_path, monkeypatch, tracker, package):
         monkeypatch.delitem(sys.modules, module, raising=False)
         (tmp_path / module).mkdir()
     monkeypatch.setattr(sys, "path", [str(tmp_path)])
-    with pytest.raises(ConfigError, match=f"tracker {tracker}: .*pip install {package}$"):
+    with pytest.raises(ConfigError, match=f"train.report_to: {tracker}: .*pip install {package}$"):
         check_installed([tracker])
     check_installed([])
 
@@ -367,7 +368,7 @@ def test_a_missing_package_is_said(tmp_path, monkeypatch, tracker, package):
 def test_the_driver_imports_no_tracker():
     """It only asks whether they are there: W&B and MLflow cost it seconds, and W&B leaves a process behind."""
     code = (
-        "import sys; from raypipe.models.trackers import *; check_installed(TRACKERS); "
+        "import sys; from raypipe.ops.trackers import *; check_installed(TRACKERS); "
         "sys.exit(bool({'tensorboardX', 'wandb', 'mlflow'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
