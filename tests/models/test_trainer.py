@@ -4,6 +4,7 @@ import json
 import math
 import multiprocessing
 import os
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -154,6 +155,17 @@ def test_recomputing_activations_changes_nothing(alone, random_model, tmp_path):
     """A layer that is run twice must give the same both times: packed segments' bounds must reach it again."""
     kept = run(settings(random_model, activation_checkpointing=False), tmp_path)
     assert losses(kept) == pytest.approx(losses(alone[1]), rel=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    shutil.which("g++") is None, reason="no g++, which torch.compile needs on a CPU: compiled training is not tested"
+)
+def test_compiled_layers_train_the_same(alone, random_model, tmp_path):
+    """Compiled for one batch's length, the next one's must not be cut or compiled anew each time."""
+    rule = settings(random_model)
+    compiled = run(replace(rule, tuning=replace(rule.tuning, compile=True)), tmp_path)
+    assert losses(compiled) == pytest.approx(losses(alone[1]), rel=1e-4)
 
 
 @pytest.mark.parametrize("world_size", [1, 2])
