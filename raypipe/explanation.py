@@ -23,7 +23,8 @@ from raypipe.config import Config, Select
 from raypipe.errors import ConfigError, DataError
 from raypipe.ops.cuts import Keys
 from raypipe.ops.selection import BY_CLUSTER, HELD_OUT, SELECTED, view
-from raypipe.part import THREADS, UNREADABLE, Table, damaged
+from raypipe.packs import HELD_OUT_PACKS, pack_groups
+from raypipe.part import THREADS, UNREADABLE, Table, damaged, read_part
 from raypipe.records import recorded_runs
 from raypipe.stage import open_table, read_manifest
 from raypipe.store import Folder
@@ -66,6 +67,8 @@ def explain(
         said.append(("score", _scored(tables["score"], place)))
     if "select" in tables:
         said.append(("select", _selected(tables, place)))
+    if "pack" in tables:
+        said.append(("pack", _packed(tables, place)))
     return said
 
 
@@ -209,6 +212,23 @@ def _selected(tables: Mapping[str, Table], place: Place) -> str:
             else ""
         )
     )
+
+
+def _packed(tables: Mapping[str, Table], place: Place) -> str:
+    select, pack = tables["select"], tables["pack"]
+    row, rule = _row(select.only("sample_id", "reason"), place), pack.manifest["config"]["pack"]
+    folders = {SELECTED: (pack.folder, "training"), HELD_OUT: (pack.folder / HELD_OUT_PACKS, "held-out loss")}
+    if row["reason"] not in folders:
+        return "in no pack"
+    folder, purpose = folders[row["reason"]]
+    name = next(name for name, parts in pack_groups(select).items() if place.part in parts)
+    packs = read_part(folder, name, ["sample_ids", "sequence_lengths"]).to_pylist()
+    its = [pack for pack in packs if row["sample_id"] in pack["sample_ids"]]
+    if not its:
+        return f"in no pack: longer than the window of {rule['max_length']:,} tokens, or than the model's positions"
+    strategy = rule["strategy"] if row["reason"] == SELECTED else "best_fit"
+    where = [f"{sum(one['sequence_lengths']):,} tokens with {len(one['sample_ids']) - 1:,} others" for one in its]
+    return f"packed for {purpose}, by {strategy}: in {' and in '.join(where)}"
 
 
 def _key_name(rule: Select) -> str:

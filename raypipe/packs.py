@@ -16,11 +16,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from raypipe.ops.packing import Pack
+from raypipe.ops.packing import Pack, group_parts
+from raypipe.ops.selection import SELECTED
 from raypipe.ops.steps import Shapes
-from raypipe.part import THREADS, read_part
+from raypipe.part import THREADS, Table, read_part
 from raypipe.store import Folder
 
+GROUP_SAMPLES = 10_000  # selected, that are packed apart, or more
 ROW_GROUP = (
     32  # packs that are read at once; a smaller one makes footers of a part of 2,000 packs weigh more than they save
 )
@@ -38,6 +40,13 @@ PACKS = pa.schema(
 PACK_SHAPES = pa.schema(
     [("sequence_lengths", pa.list_(pa.int32())), ("num_samples", pa.int32()), ("num_target_tokens", pa.int32())]
 )
+
+
+def pack_groups(select: Table) -> dict[str, tuple[str, ...]]:
+    """Parts of a pack folder, and the parts of select that each holds the samples of."""
+    counts = [part["counts"].get(SELECTED, 0) for part in select.manifest["parts"]]
+    groups = group_parts(counts, GROUP_SAMPLES)
+    return {f"part-{place:07d}.parquet": select.parts[a:b] for place, (a, b) in enumerate(groups)}
 
 
 def shapes_of(packs: pa.Table, num_target_tokens: pa.Array) -> pa.Table:

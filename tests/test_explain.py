@@ -45,6 +45,11 @@ def test_every_row_is_told_as_its_columns_are(finished, rows):
                 f"IFD {row['score.ifd']:.4f}, the instruction {'helps' if row['score.ifd'] < 1 else 'does not help'}"
                 in found["score"]
             )
+        words = {
+            "selected": "packed for training, by best_fit: in ",
+            "held_out": "packed for held-out loss, by best_fit: in ",
+        }
+        assert found["pack"].startswith(words.get(row["select.reason"], "in no pack"))
         kept = row["select.reason"] == "selected"
         assert found["select"].startswith("kept: rank" if kept else "not kept: ")
         if row["select.reason"] in ("selected", "below_cut"):

@@ -84,9 +84,13 @@ def train(
             action = run.agree()
             if action in ("save", "save and stop"):
                 run.save(number)
-            if action in ("save and stop", "stop"):
-                return run.end(whole=False)
-    return run.end(whole=True)
+            if action == "stop":  # the folder is another's now
+                return False
+            if action == "save and stop":
+                run.finish_writing()
+                return False
+    run.finish_writing()
+    return run.release()
 
 
 class _Run:
@@ -131,9 +135,9 @@ class _Run:
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), CLIP_NORM)
         self.optimiser.step()
         self.optimiser.zero_grad()
-        seconds = time.perf_counter() - started + dealt.waited_s
-        losses, waits, peaks = self._gathered(loss.item(), dealt.waited_s, _peak_memory_bytes(self.device)).T
         total_norm = _full(norm).item()  # a collective
+        losses, waits, peaks = self._gathered(loss.item(), dealt.waited_s, _peak_memory_bytes(self.device)).T
+        seconds = time.perf_counter() - started + dealt.waited_s
         if self.metrics:
             tokens = self.volume.tokens_of(number)
             self.metrics.add(
@@ -231,8 +235,7 @@ class _Run:
 
     def resume(self) -> int:
         """The step of the newest whole checkpoint, loaded; 0 where there is none."""
-        found = checkpoints.whole(self.out)
-        number = found[-1] if found else 0
+        number = self._word(max(checkpoints.whole(self.out), default=0))
         if number:
             state = self._state()
             checkpoints.load(state, self.out, number)
@@ -255,11 +258,10 @@ class _Run:
         dist.barrier(group=self.cpus)
         return number
 
-    def end(self, *, whole: bool) -> bool:
+    def finish_writing(self) -> None:
         self.finish_saving()
         if self.metrics:
             self.metrics.close()
-        return whole and self.release()
 
     def release(self) -> bool:
         weights = get_model_state_dict(self.model, options=self._options(full_state_dict=True, cpu_offload=True))

@@ -26,41 +26,38 @@ from raypipe.errors import DataError
 from raypipe.identity import fetched_model
 from raypipe.items import map_items
 from raypipe.models.pretrained import load_tokenizer, max_positions
-from raypipe.ops.packing import Segment, Strategy, group_parts, lay_out, padding_share
+from raypipe.ops.packing import Segment, Strategy, lay_out, padding_share
 from raypipe.ops.selection import HELD_OUT, SELECTED
 from raypipe.ops.tokens import IGNORED, prompt_ids, text_ids, training_sequence
 from raypipe.ops.warnings import of_packs
-from raypipe.packs import HELD_OUT_PACKS, PACKS, ROW_GROUP, SHAPES, shapes_of
+from raypipe.packs import HELD_OUT_PACKS, PACKS, ROW_GROUP, SHAPES, pack_groups, shapes_of
 from raypipe.part import Footer, add_up, commit_part, read_footers
 from raypipe.stage import Inputs, Result
 from raypipe.store import Folder
 
-GROUP_SAMPLES = 10_000
-
 
 def run(config: Config, inputs: Inputs, out: Folder) -> Result:
-    counts = [part["counts"].get(SELECTED, 0) for part in inputs["select"].manifest["parts"]]
-    groups = [(place, inputs["select"].parts[a:b]) for place, (a, b) in enumerate(group_parts(counts, GROUP_SAMPLES))]
-    parts: dict[str, Footer | None] = {part_name(place): None for place, _ in groups}
+    groups = pack_groups(inputs["select"])
+    parts: dict[str, Footer | None] = dict.fromkeys(groups)
     present = set(out.list())
-    todo = [group for group in groups if part_name(group[0]) not in present]
+    todo = [(place, name, its) for place, (name, its) in enumerate(groups.items()) if name not in present]
     made = map_items(
         partial(pack_group, config=config, inputs=inputs.bare(), out=out),
         todo,
         label=out.name,
-        name=lambda g: part_name(g[0]),
+        name=lambda group: group[1],
     )
     parts |= {footer["name"]: footer for footer in made if footer}
     parts |= read_footers(out, [name for name, footer in parts.items() if footer is None])
-    return Result(parts, _summary(config, [footer for footer in parts.values() if footer], sum(counts)))
+    return Result(parts, _summary(config, [footer for footer in parts.values() if footer]))
 
 
-def _summary(config: Config, footers: Sequence[Footer], num_selected: int) -> dict[str, Any]:
+def _summary(config: Config, footers: Sequence[Footer]) -> dict[str, Any]:
     rule, total = config.pack, add_up(footers)
     figures, packs = total["figures"], total["rows"]
     if not packs:
         raise DataError(
-            f"pack: none of the {num_selected} selected samples fits pack.max_length={rule.max_length} tokens. Raise it"
+            f"pack: none of the {sum(total['counts'].values()):,} selected samples fits pack.max_length={rule.max_length} tokens. Raise it"
         )
     padding = {name: 1 - figures["tokens"] / figures[f"{name}_tokens"] for name in get_args(Strategy)}
     fill = 1 - padding[rule.strategy]
@@ -72,15 +69,11 @@ def _summary(config: Config, footers: Sequence[Footer], num_selected: int) -> di
     return {"packs": packs, **named, "fill": round(fill, 5), "padding": rounded, "warnings": said}
 
 
-def part_name(group: int) -> str:
-    return f"part-{group:07d}.parquet"
-
-
-def pack_group(group: tuple[int, Sequence[str]], *, config: Config, inputs: Inputs, out: Folder) -> Footer | None:
+def pack_group(group: tuple[int, str, Sequence[str]], *, config: Config, inputs: Inputs, out: Folder) -> Footer | None:
     """The held-out packs and the shapes are put first: whatever has its part has them too. None where another driver was first."""
     started = time.perf_counter()
-    place, parts = group
-    if out.has(part_name(place)):
+    place, name, parts = group
+    if out.has(name):
         return None
     samples = pa.concat_tables([_samples(inputs, part) for part in parts])
     model = fetched_model(config.model, config.storage.endpoint)
@@ -97,11 +90,11 @@ def pack_group(group: tuple[int, Sequence[str]], *, config: Config, inputs: Inpu
             "pad": longest,
         }
         table, targets = _table(lay_out(strategy, lengths, capacity[strategy], rng()), pieces, tokenizer)
-        padding = {name: padding_share(name, lengths, window, rng()) for name, window in capacity.items()}
-        commit_part(folder / SHAPES, part_name(place), shapes_of(table, targets), counts={})
+        padding = {kind: padding_share(kind, lengths, window, rng()) for kind, window in capacity.items()}
+        commit_part(folder / SHAPES, name, shapes_of(table, targets), counts={})
         footer, _ = commit_part(
             folder,
-            part_name(place),
+            name,
             table,
             counts=counts,
             seconds=time.perf_counter() - started,

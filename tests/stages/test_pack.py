@@ -14,11 +14,11 @@ from raypipe.ops.tokens import IGNORED, prompt_ids, text_ids
 from raypipe.packs import HELD_OUT_PACKS, ROW_GROUP, PackReader
 from raypipe.part import Table, commit_part
 from raypipe.stage import Inputs
-from raypipe.stages.pack import pack_group, part_name
+from raypipe.stages.pack import pack_group
 from raypipe.store import Folder
 
 PARTS = ("part-0000000.parquet", "part-0000001.parquet")
-WINDOW = 256
+WINDOW, PACKED = 256, "part-0000000.parquet"
 
 
 def rows(number, count=90):
@@ -55,7 +55,7 @@ def packed(inputs, model, out, **keys):
         "pack": {"max_length": WINDOW, **keys},
     }  # fmt: skip
     config, folder = Config.model_validate_json(json.dumps(tree)), Folder(str(out))
-    return pack_group((0, PARTS), config=config, inputs=inputs, out=folder), folder
+    return pack_group((0, PACKED, PARTS), config=config, inputs=inputs, out=folder), folder
 
 
 def sequences(model, config_template="### Instruction:\n{instruction}\n### Response:\n"):
@@ -73,7 +73,7 @@ def sequences(model, config_template="### Instruction:\n{instruction}\n### Respo
 
 
 def read(folder, *, divisible=True):
-    reader = PackReader(folder, [part_name(0)], divisible=divisible)
+    reader = PackReader(folder, [PACKED], divisible=divisible)
     return reader, [reader[n] for n in range(len(reader.shapes))]
 
 
@@ -154,9 +154,9 @@ def test_packs_are_read_alone_and_in_any_order(inputs, random_model, tmp_path):
     from concurrent.futures import ThreadPoolExecutor
 
     _, folder = packed(inputs, random_model, tmp_path, max_length=WINDOW)
-    whole = Table(folder, (part_name(0),)).read(part_name(0)).to_pylist()
+    whole = Table(folder, (PACKED,)).read(PACKED).to_pylist()
     assert len(whole) > 12
-    reader = PackReader(folder, [part_name(0), part_name(0)], divisible=True)
+    reader = PackReader(folder, [PACKED, PACKED], divisible=True)
     order = np.random.default_rng(0).permutation(2 * len(whole)).tolist()
     with ThreadPoolExecutor(8) as threads:
         for place, pack in zip(order, threads.map(reader.__getitem__, order), strict=True):
@@ -167,5 +167,5 @@ def test_packs_are_read_alone_and_in_any_order(inputs, random_model, tmp_path):
 
 def test_a_second_driver_changes_nothing(inputs, random_model, tmp_path):
     packed(inputs, random_model, tmp_path)
-    before = (tmp_path / part_name(0)).read_bytes()
-    assert packed(inputs, random_model, tmp_path)[0] is None and (tmp_path / part_name(0)).read_bytes() == before
+    before = (tmp_path / PACKED).read_bytes()
+    assert packed(inputs, random_model, tmp_path)[0] is None and (tmp_path / PACKED).read_bytes() == before
