@@ -41,6 +41,7 @@ from raypipe.store import Folder
 log = logging.getLogger("raypipe")
 MAX_FAILURES, MAX_PREEMPTIONS = 3, 100  # of workers in one session; Ray's default for the second is for ever
 START_S = float(os.environ.get("RAYPIPE_TRAIN_START_S", 600))  # for nodes to come, and a group of workers to start
+GROW_S = float(os.environ.get("RAYPIPE_TRAIN_GROW_S", 60))  # between looks for more workers
 LOOK_S = 5.0  # between looks at the metrics and the cluster
 WHOLE = "model/generation_config.json"  # the last object that training puts
 
@@ -151,7 +152,7 @@ def _trainer(
         resources_per_worker={"CPU": ACTOR_CPUS, **({"GPU": gpus} if gpus else {})},
         accelerator_type=config.resources.accelerator if gpus else None,
         # a group is made larger by ending it, which loses what came after its last checkpoint
-        elastic_resize_monitor_interval_s=max(60.0, config.train.checkpoint_every_s),
+        elastic_resize_monitor_interval_s=max(GROW_S, config.train.checkpoint_every_s),
     )
     failures = FailureConfig(
         max_failures=MAX_FAILURES, controller_failure_limit=MAX_FAILURES, max_preemption_failures=MAX_PREEMPTIONS

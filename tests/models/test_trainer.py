@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from safetensors.torch import load_file
+from torch.distributed.checkpoint import FileSystemReader
 
 from raypipe.models.sharded import Lora, Tuning
 from raypipe.models.trackers import Run
@@ -149,6 +150,18 @@ def test_clusters_have_losses_of_their_own(alone):
         nll, tokens = (sum(values[n] for n in mine) for values in (held_out["nll"]["6"], held_out["num_tokens"]))
         assert loss == pytest.approx(nll / tokens)
     assert set(last["eval_loss_by_cluster"]) == {"0", "1"}
+
+
+def test_bfloat16_computes_and_float32_adds_up(alone, random_model, tmp_path):
+    """The default on accelerators: near float32, and the weights that are trained stay float32, or small steps would be lost."""
+    rule = settings(random_model)
+    rounded = run(
+        replace(rule, tuning=replace(rule.tuning, dtype="bfloat16"), checkpoint_every_s=0), tmp_path, world_size=2
+    )
+    assert losses(rounded) == pytest.approx(losses(alone[1]), rel=1e-2) and losses(rounded) != losses(alone[1])
+    metadata = FileSystemReader(max((tmp_path / "checkpoints").iterdir())).read_metadata().state_dict_metadata
+    types = {found.properties.dtype for name, found in metadata.items() if hasattr(found, "properties")}
+    assert types == {torch.float32}
 
 
 def test_recomputing_activations_changes_nothing(alone, random_model, tmp_path):
