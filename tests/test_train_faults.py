@@ -11,18 +11,22 @@ import subprocess
 import sys
 import time
 from dataclasses import dataclass
+from pathlib import Path
 
 import psutil
 import pytest
 from ray.cluster_utils import Cluster
 
 from raypipe.store import Folder
-from tests.lakes import PROJECT, save_random_model, wait_until, write_config, write_lake
+from tests.lakes import PROJECT, wait_until
 
 pytestmark = pytest.mark.slow
 NODE = {"num_cpus": 1, "object_store_memory": 200 << 20}
-TRAIN = {"epochs": 6, "samples_per_step": 6, "warmup_steps": 2, "learning_rate": 1e-4, "checkpoint_every_s": 1.0}
-QUICK = {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5", "RAYPIPE_TRAIN_START_S": "60", "RAYPIPE_TAKE_OVER_S": "8"}
+TRAIN = (
+    "train.epochs=6", "train.samples_per_step=3", "train.learning_rate=1e-4", "train.checkpoint_every_s=1", "resources.train.workers=[1, 1]",
+    "resources.train.micro_batch_tokens=512",
+)  # fmt: skip
+QUICK = {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5", "RAYPIPE_TRAIN_START_S": "15", "RAYPIPE_TAKE_OVER_S": "8"}
 
 
 @dataclass
@@ -30,7 +34,9 @@ class World:
     cluster: Cluster
     nodes: list
     environment: dict[str, str]
-    config: object
+    done: Path  # what `finished` gives
+    config: Path
+    logs: Path
     bucket: str
 
     def root(self, name):
@@ -38,19 +44,20 @@ class World:
 
     def prepared(self, name):
         """A root with everything up to pack."""
-        source, target = self.root("prepared"), self.root(name)
-        for found in source.walk():
-            target.put(found.uri[len(source.path) + 1 :], source.read(found.uri[len(source.path) + 1 :]))
-        return target
+        target = self.root(name)
+        for path in self.done.rglob("*"):
+            inside = str(path.relative_to(self.done))
+            if path.is_file() and not inside.startswith(("train-", "report-")):
+                target.put(inside, path.read_bytes())
 
-    def start(self, name, *overrides, until="train"):
-        words = [self.config, f"storage.root={self.root(name).path}", "--until", until, *overrides]
-        log = open(f"{self.config}.{name}.log", "a")  # noqa: SIM115  the driver's, as long as it lives
+    def start(self, name, *overrides):
+        words = [self.config, f"storage.root={self.root(name).path}", "--until", "train", *TRAIN, *overrides]
+        log = open(self.logs / name, "a")  # noqa: SIM115  the driver's, as long as it lives
         command = [sys.executable, "-m", "raypipe.cli", "run", *map(str, words)]
         return subprocess.Popen(command, cwd=PROJECT, env=self.environment, stdout=log, stderr=log)
 
     def log(self, name):
-        return open(f"{self.config}.{name}.log").read()
+        return (self.logs / name).read_text()
 
     def folder(self, name):
         root = self.root(name)
@@ -76,24 +83,18 @@ def workers():
 
 
 @pytest.fixture(scope="module")
-def world(rgw, tmp_path_factory, embedder):
-    folder = tmp_path_factory.mktemp("trained")
-    model = save_random_model(folder / "qwen2", "qwen2", bos=False, layers=2)
+def world(rgw, finished, tmp_path_factory):
     environment = {**os.environ, **rgw.environment, **QUICK, "OMP_NUM_THREADS": "1"}
     before = dict(os.environ)
     os.environ.update(environment)  # raylets, and what they start, get it from here
-    write_lake(folder / "lake", num_samples=240, files=4)
-    config = write_config(
-        folder / "test.yaml", model=model, embedder=embedder, ingest={"part_bytes": 30_000}, train=TRAIN,
-        select={"max_ifd": 9.0, "keep_fraction": 0.3}, pack={"max_length": 512}, resources={"train": {"workers": [1, 1], "micro_batch_tokens": 512}},
-    )  # fmt: skip
     health = {"health_check_initial_delay_ms": 0, "health_check_period_ms": 500, "health_check_failure_threshold": 4}
     head = {"num_cpus": 0, "object_store_memory": 200 << 20, "_system_config": health}
     cluster = Cluster(initialize_head=True, head_node_args=head)
     nodes = [cluster.add_node(**NODE) for _ in range(2)]
     cluster.wait_for_nodes()
     environment["RAY_ADDRESS"] = cluster.address
-    yield World(cluster, nodes, environment, config, rgw.bucket())
+    logs = tmp_path_factory.mktemp("logs")
+    yield World(cluster, nodes, environment, finished[0] / "root", finished[1], logs, rgw.bucket())
     cluster.shutdown()
     os.environ.clear()
     os.environ.update(before)
@@ -101,8 +102,6 @@ def world(rgw, tmp_path_factory, embedder):
 
 @pytest.fixture(scope="module")
 def unbroken(world):
-    driver = world.start("prepared", until="pack")
-    assert driver.wait(timeout=400) == 0, world.log("prepared")
     world.prepared("unbroken")
     driver = world.start("unbroken")
     assert driver.wait(timeout=400) == 0, world.log("unbroken")
@@ -187,14 +186,14 @@ def test_a_node_is_about_to_be_taken_away(world, unbroken):
         "--reason",
         "DRAIN_NODE_REASON_PREEMPTION",
     ]
-    words += ["--reason-message", "spot", "--deadline-remaining-seconds", "12"]
+    words += ["--reason-message", "spot", "--deadline-remaining-seconds", "25"]
     noticed = time.monotonic()
     ray_cli = os.path.join(os.path.dirname(sys.executable), "ray")
     done = subprocess.run([ray_cli, *words], capture_output=True, text=True, env=world.environment)
     assert done.returncode == 0, done.stdout + done.stderr
     saved, kept = world.mid_epoch("notice", driver, after=0)
     print(f"checkpoint of step {saved} whole {time.monotonic() - noticed:.1f} s after the notice")
-    time.sleep(max(0.0, noticed + 12 - time.monotonic()))
+    time.sleep(max(0.0, noticed + 25 - time.monotonic()))
     world.nodes.remove(lost)
     world.cluster.remove_node(lost, allow_graceful=False)
     check(world, "notice", driver, unbroken, kept)

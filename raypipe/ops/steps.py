@@ -80,7 +80,8 @@ def plan_digest(steps: Sequence[Step]) -> str:
     """Of what every step holds, in order: a checkpoint of another plan must not be resumed."""
     digest = hashlib.blake2b(digest_size=16)
     for step in steps:
-        digest.update(np.array([step.epoch, step.num_samples, step.target_tokens, *step.packs]).astype("<i8").tobytes())
+        head = [step.epoch, len(step.packs), step.num_samples, step.target_tokens]
+        digest.update(np.concatenate([head, step.packs]).astype("<i8").tobytes())
     return digest.hexdigest()
 
 
@@ -88,10 +89,10 @@ class Volume:
     """What steps hold, by their number, which counts from 1; `tokens` [steps + 1] up to each. Padding included."""
 
     def __init__(self, shapes: Shapes, steps: Sequence[Step]) -> None:
-        sums = np.concatenate([[0], np.cumsum(shapes.lengths)])[shapes.bounds]
-        squares = np.concatenate([[0], np.cumsum(np.square(shapes.lengths))])[shapes.bounds]
-        self.tokens = np.cumsum([0, *(int(np.diff(sums)[step.packs].sum()) for step in steps)])
-        self.squares = np.cumsum([0, *(int(np.diff(squares)[step.packs].sum()) for step in steps)])
+        self.tokens, self.squares = (
+            np.cumsum([0, *(int(of_packs[step.packs].sum()) for step in steps)])
+            for of_packs in (_by_pack(shapes, shapes.lengths), _by_pack(shapes, np.square(shapes.lengths)))
+        )
         self.steps_per_epoch = len(steps) / (steps[-1].epoch + 1)
 
     def tokens_of(self, number: int) -> int:
@@ -146,6 +147,10 @@ def learning_rate_factor(step: int, *, warmup_steps: int, total_steps: int) -> f
     if step < warmup_steps:
         return (step + 1) / warmup_steps
     return 0.5 * (1 + float(np.cos(np.pi * (step - warmup_steps) / max(total_steps - warmup_steps, 1))))
+
+
+def _by_pack(shapes: Shapes, values: Ints) -> Ints:
+    return np.diff(np.concatenate([[0], np.cumsum(values)])[shapes.bounds])
 
 
 def _pieces(shapes: Shapes, pack: int) -> list[Piece]:
