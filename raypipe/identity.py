@@ -33,6 +33,7 @@ PACKAGES = (
     "ray",
     "torch",
     "transformers",
+    "peft",
     "sentence-transformers",
     "openvino",
     "vllm",

@@ -80,7 +80,7 @@ STAGES = (
         "report",
         ("ingest", "clean", "embed", "cluster", "score", "select", "pack", "train"),
         lambda c: {**c.report.content(), "name": c.name},
-        version=2,
+        version=3,
         whole_lake=_always,
     ),
 )

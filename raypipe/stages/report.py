@@ -19,6 +19,7 @@ from raypipe.folds import fold_parts
 from raypipe.identity import package_versions
 from raypipe.ops import composition
 from raypipe.ops.figures import FINE, QUANTITIES, Exemplar, Figures, Measure, median_of, project
+from raypipe.ops.held_out import losses_by_cluster
 from raypipe.ops.ifd import num_scored
 from raypipe.ops.kmeans import rows_of
 from raypipe.ops.report_page import render
@@ -30,6 +31,7 @@ from raypipe.stage import Inputs, Result
 from raypipe.store import Folder
 
 SHOWN_SAMPLES, SHOWN_CHARACTERS = 2000, 2000  # on the map; of a text
+OF_TRAINING = ("num_workers", "tokens_per_s", "target_tokens_per_s", "peak_memory_bytes", "padding", "mfu")
 LOOK = 2**32 + 1  # seed of what is shown: no run can have it, or strategy random would decide who is seen
 
 
@@ -240,9 +242,8 @@ def _training(inputs: Inputs) -> dict[str, Any]:
         **{name: [line[name] for line in steps] for name in ("step", "loss", "learning_rate")},
         "held_out": held_out,
         "paired": paired,
-        "num_workers": summary["num_workers"],
-        "tokens_per_s": summary["tokens_per_s"],
-        "target_tokens_per_s": summary["target_tokens_per_s"],
+        "by_cluster": losses_by_cluster(json.loads(train.folder.read("held_out.json"))),
+        **{name: summary[name] for name in OF_TRAINING if name in summary},
     }
 
 

@@ -134,7 +134,8 @@ def make_report(num_clusters: int = 10, num_exemplars: int = 3) -> dict[str, Any
             "learning_rate": (5e-5 * np.minimum(steps / 15, 0.5 + 0.5 * np.cos(np.pi * steps / 120))).tolist(),
             "held_out": [{"step": 0, "loss": 3.1}, {"step": 60, "loss": 0.62}, {"step": 120, "loss": 0.54}],
             "paired": {"num_samples": 150, "mean_difference": -0.12, "standard_error": 0.01},
-            "num_workers": 2, "tokens_per_s": 12000,
+            "num_workers": 2, "tokens_per_s": 12000, "peak_memory_bytes": 3_400_000_000, "padding": 0.002,
+            "by_cluster": [{"cluster": n, "num_samples": 9 - n, "loss_before": 3.0 + n / 10, "loss_after": 0.5} for n in range(4)],
         },
         "time": [
             {"stage": stage, "wall_s": wall, "actor_s": actor, "parts": 10, "bytes": 1234567}
