@@ -245,7 +245,9 @@ class TrainWorkers(Section):
         1,
         1,
     )  # [min, max]: trains on with fewer where nodes are lost, with more where they come
-    micro_batch_tokens: Annotated[int, Field(ge=16)] = 16384  # per forward pass; at least one sample
+    micro_batch_tokens: Annotated[int, Field(ge=16)] = (
+        16384  # per forward pass; at least one sample; on a CPU 4,096 at most
+    )
     activation_checkpointing: bool = (
         True  # layers' activations are made again in backward: less memory, a third more work
     )

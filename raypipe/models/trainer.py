@@ -154,9 +154,7 @@ class _Run:
                     "tokens_per_s": round(tokens / seconds, 1),
                     "target_tokens_per_s": round(step.target_tokens / seconds, 1),
                     "mfu": self._mfu(number, step.target_tokens, seconds),
-                    "fill": round(
-                        tokens / (len(dealt.batches) * self.world_size * self.settings.micro_batch_tokens), 4
-                    ),
+                    "fill": self._fill(tokens, len(dealt.batches)),
                     "imbalance": round(dealt.imbalance, 4),
                     "data_wait_share": round(waits.mean() / seconds, 4),
                     "peak_memory_bytes": int(peaks.max()),
@@ -177,6 +175,11 @@ class _Run:
             return None
         flops = self.cost.of(self.volume.tokens_of(number), self.volume.squares_of(number), target_tokens)
         return float(round(flops / (seconds * peak * self.world_size), 4))
+
+    def _fill(self, tokens: int, micro_batches: int) -> float:
+        """Of what the step's micro-batches may hold; 1 where a padded pack is more than one may."""
+        most = micro_batches * self.world_size * self.settings.micro_batch_tokens
+        return float(round(min(tokens / most, 1.0), 4))
 
     def evaluate(self, number: int, packs: Packs) -> None:
         started = time.perf_counter()

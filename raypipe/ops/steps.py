@@ -139,7 +139,8 @@ def imbalance(shapes: Shapes, shares: Sequence[Share], quadratic: float) -> floa
     costs = np.array(
         [[sum(_cost(_lengths(shapes, piece), quadratic) for piece in batch) for batch in share] for share in shares]
     )
-    return float(costs.max(0).sum() / costs.sum() * len(shares))
+    total = costs.sum()
+    return float(costs.max(0).sum() / total * len(shares)) if total else 1.0
 
 
 def learning_rate_factor(step: int, *, warmup_steps: int, total_steps: int) -> float:

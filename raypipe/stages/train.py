@@ -43,6 +43,7 @@ MAX_FAILURES, MAX_PREEMPTIONS = 3, 100  # of workers in one session; Ray's defau
 START_S = float(os.environ.get("RAYPIPE_TRAIN_START_S", 600))  # for nodes to come, and a group of workers to start
 GROW_S = float(os.environ.get("RAYPIPE_TRAIN_GROW_S", 60))  # between looks for more workers
 LOOK_S = 5.0  # between looks at the metrics and the cluster
+CPU_TOKENS = 4096  # a micro-batch without a GPU: half the memory of 6,700 tokens, and a tenth less time
 WHOLE = "model/generation_config.json"  # the last object that training puts
 
 
@@ -192,7 +193,9 @@ def _worker(job: dict[str, Any]) -> None:
         Tuning(model, rule.dtype, lora, config.seed, resources.activation_checkpointing, resources.compile),
         learning_rate=rule.learning_rate,
         warmup_steps=rule.warmup_steps,
-        micro_batch_tokens=resources.micro_batch_tokens,
+        micro_batch_tokens=resources.micro_batch_tokens
+        if resources.gpus
+        else min(resources.micro_batch_tokens, CPU_TOKENS),
         checkpoint_every_s=rule.checkpoint_every_s,
         template=config.template,
         run=Run(config.name, owner.folder.name, config.model_dump(mode="json")),

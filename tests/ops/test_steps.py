@@ -73,7 +73,8 @@ def test_ranks_share_all_segments_in_equal_numbers_of_batches(packs, world_size,
 
 def test_no_packs_are_shared_as_no_batches_of_work():
     """Held out: none. Every rank still takes part."""
-    assert share_out(shapes_of([[3]]), [], world_size=2, micro_batch_tokens=8, quadratic=0) == [[[]], [[]]]
+    shares = share_out(shapes_of([[3]]), [], world_size=2, micro_batch_tokens=8, quadratic=0)
+    assert shares == [[[]], [[]]] and imbalance(shapes_of([[3]]), shares, 0) == 1
 
 
 @pytest.mark.parametrize(("world_size", "most"), [(8, 1.01), (64, 1.02)])
