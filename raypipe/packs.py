@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from raypipe.ops.packing import Pack, group_parts
 from raypipe.ops.selection import SELECTED
 from raypipe.ops.steps import Shapes
-from raypipe.part import THREADS, Table, read_part
+from raypipe.part import THREADS, UNREADABLE, Table, damaged, read_part
 from raypipe.store import Folder
 
 GROUP_SAMPLES = 10_000  # selected, that are packed apart, or more
@@ -87,5 +87,12 @@ class PackReader:
             return pq.read_metadata(file)
 
     def _rows(self, part: str, group: int) -> pa.Table:
+        """DataError, with what to do, where its bytes are not what was written."""
         with self.folder.open(part) as file:
-            return pq.ParquetFile(file, metadata=self.metadata(part), pre_buffer=True).read_row_group(group)
+            try:
+                source = pq.ParquetFile(
+                    file, metadata=self.metadata(part), pre_buffer=True, page_checksum_verification=True
+                )
+                return source.read_row_group(group)
+            except UNREADABLE as error:
+                raise damaged(self.folder, part, f"row group {group} cannot be read ({error})") from error

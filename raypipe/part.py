@@ -107,7 +107,14 @@ def commit_part(
     }
     sink, told = pa.BufferOutputStream(), json.dumps(account).encode()
     described = table.replace_schema_metadata({FOOTER: told, SEAL: _seal(folder, part, told)})
-    pq.write_table(described, sink, compression="zstd", row_group_size=row_group_size, **_encodings(table.schema))
+    pq.write_table(
+        described,
+        sink,
+        compression="zstd",
+        row_group_size=row_group_size,
+        write_page_checksum=True,  # for who reads row groups alone, and no whole column to compare with its digest
+        **_encodings(table.schema),
+    )
     data = sink.getvalue()
     if not folder.put(part, data.to_pybytes()):
         return read_footer(folder, part), False

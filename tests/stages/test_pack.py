@@ -5,9 +5,11 @@ from itertools import pairwise
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from raypipe.config import Config
+from raypipe.errors import DataError
 from raypipe.lake import Lake
 from raypipe.models.pretrained import load_tokenizer
 from raypipe.ops.tokens import IGNORED, prompt_ids, text_ids
@@ -163,6 +165,18 @@ def test_packs_are_read_alone_and_in_any_order(inputs, random_model, tmp_path):
             row = whole[place % len(whole)]
             assert (pack.input_ids.tolist(), pack.sample_ids) == (row["input_ids"], row["sample_ids"])
     assert len(whole) * 2 > ROW_GROUP
+
+
+def test_a_changed_byte_is_found(inputs, random_model, tmp_path):
+    """A rank reads row groups alone, so no column's digest tells: other tokens would be trained on without a word."""
+    _, folder = packed(inputs, random_model, tmp_path / f"pack-{'0' * 12}")
+    path = tmp_path / f"pack-{'0' * 12}" / PACKED
+    data, chunk = bytearray(path.read_bytes()), pq.read_metadata(path).row_group(0).column(0)
+    data[chunk.data_page_offset + chunk.total_compressed_size - 3] ^= 1
+    path.write_bytes(data)
+    reader = PackReader(folder, [PACKED], divisible=True)
+    with pytest.raises(DataError, match=r"row group 0 cannot be read .*--repair pack"):
+        reader[0]
 
 
 def test_a_second_driver_changes_nothing(inputs, random_model, tmp_path):
