@@ -15,6 +15,7 @@ from raypipe.models.batches import Dealer
 from raypipe.models.checkpoints import Output
 
 HELD_OUT = "held_out.json"
+PACKS_AT_ONCE = 256  # are read and dealt: held-out sets grow with the lake
 Row = tuple[str, int | None, float, int]  # sample_id, cluster_id, summed NLL over its targets in nats, targets
 
 
@@ -37,9 +38,10 @@ def evaluate(model: Any, dealer: Dealer, device: str, group: dist.ProcessGroup) 
     """Of the dealer's packs; a collective: each rank scores its share, all get the whole."""
     model.eval()
     mine: list[Row] = []
-    with torch.no_grad(), closing(dealer.deal([range(len(dealer.packs.shapes))])) as dealt:
-        share = next(dealt)
-        for batch, pieces in zip(share.batches, share.pieces, strict=True):
+    count = len(dealer.packs.shapes)
+    some = [range(first, min(first + PACKS_AT_ONCE, count)) for first in range(0, count, PACKS_AT_ONCE)]
+    with torch.no_grad(), closing(dealer.deal(some)) as dealt:
+        for batch, pieces in ((b, p) for share in dealt for b, p in zip(share.batches, share.pieces, strict=True)):
             nll, positions = model(batch.to(device))
             packs = [(dealer.packs[piece.pack], piece) for piece in pieces]
             names = [

@@ -15,6 +15,9 @@ import torch.multiprocessing as mp
 from safetensors.torch import load_file
 from torch.distributed.checkpoint import FileSystemReader
 
+from raypipe.models.batches import Dealer
+from raypipe.models.held_out import evaluate
+from raypipe.models.packed import PackedModel, load_model
 from raypipe.models.sharded import Lora, Tuning
 from raypipe.models.trackers import Run
 from raypipe.models.trainer import Settings, train
@@ -139,6 +142,20 @@ def test_loss_falls_and_starts_at_the_held_out_truth(alone):
     assert [line["epoch"] for line in steps] == pytest.approx([1 / 3, 2 / 3, 1, 4 / 3, 5 / 3, 2], abs=1e-3)
     assert steps[-1]["num_input_tokens_seen"] == 2 * sum(sum(pack.lengths) for pack in _packs(NUM_PACKS, 1))
     assert all(0 <= line["data_wait_share"] <= 1 and line["peak_memory_bytes"] > 1 << 26 for line in steps)
+
+
+def test_held_out_sets_are_scored_in_turns(alone, random_model, tmp_path, monkeypatch):
+    """Of a large lake they are too large for one turn; each sample must still be scored once."""
+    monkeypatch.setattr("raypipe.models.held_out.PACKS_AT_ONCE", 2)  # of 3
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        model = PackedModel(load_model(str(random_model), "float32", "cpu"))
+        found = evaluate(model, Dealer(Packs(3, 2), 0, 1, 64, 0.0, 0), "cpu", dist.new_group(backend="gloo"))
+    finally:
+        dist.destroy_process_group()
+    before = json.loads((alone[0] / "held_out.json").read_text())
+    assert [row[0] for row in found.rows] == before["sample_ids"]
+    assert [row[2] for row in found.rows] == pytest.approx(before["nll"]["0"], rel=1e-5)
 
 
 def test_clusters_have_losses_of_their_own(alone):
