@@ -91,8 +91,13 @@ def test_by_the_command_line_and_by_text(finished, rows, capsys):
         "cluster",
         "score",
         "select",
+        "pack",
     ]
-    assert "kept: rank" in lines[-1] and any("near the centre: " in line for line in lines)
+    assert (
+        "kept: rank" in lines[-2]
+        and lines[-1].startswith("pack     packed for training")
+        and any("near the centre: " in line for line in lines)
+    )
     for words, code, wanted in (
         ([row["ingest.sample_id"][:5]], 2, "wanted a sample_id of 32"),
         ([], 2, "wanted one SAMPLE_ID, or --text TEXT"),

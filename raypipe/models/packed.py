@@ -27,9 +27,11 @@ from raypipe.ops.hub import split_revision
 from raypipe.ops.tokens import IGNORED
 
 ATTENTION = "raypipe_packed"
-# Of logits in float32 that exist at once; their log-softmax is as much, in training their gradient too. On a CPU not below 32 MB: the
-# C library maps larger blocks apart, and smaller ones left holes in its heap (2.9 GB at 4,096 tokens and 150,000 words).
-LOGITS_BYTES = {"cpu": 64 << 20, "cuda": 256 << 20}
+# Of logits in float32 that exist at once; their log-softmax is as much. Training takes four times that, beside their gradient: it keeps
+# a little of each piece, and pieces of less than 32 MB, which the C library does not map apart, then left holes in its heap (2.9 GB at
+# 4,096 tokens and 150,000 words).
+LOGITS_BYTES = {"cpu": 16 << 20, "cuda": 256 << 20}
+IN_TRAINING = 4
 
 
 @dataclass(frozen=True)
@@ -80,8 +82,13 @@ def target_nll(model: Any, head: Any, batch: Batch) -> tuple[torch.Tensor, torch
     def nll(hidden: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         return cross_entropy(head(inputs_embeds=hidden[None]).logits[0].float(), labels, reduction="none")
 
-    again = torch.is_grad_enabled() and len(positions) > size
-    run = partial(checkpoint, nll, use_reentrant=False, preserve_rng_state=False) if again else nll
+    if not torch.is_grad_enabled():
+        found = torch.empty(len(positions), device=hidden_TD.device)
+        for piece, its in zip(found.split(size), positions.split(size), strict=True):
+            piece.copy_(nll(hidden_TD[its - 1], batch.labels[its]))
+        return found, positions
+    size *= IN_TRAINING
+    run = partial(checkpoint, nll, use_reentrant=False, preserve_rng_state=False) if len(positions) > size else nll
     hidden, labels = hidden_TD[positions - 1].split(size), batch.labels[positions].split(size)
     return torch.cat([run(*piece) for piece in zip(hidden, labels, strict=True)]), positions
 
