@@ -26,13 +26,14 @@ import torch
 import torch.distributed as dist
 from transformers import AttentionInterface, AutoModelForCausalLM, LlamaConfig, Qwen2Config
 
+from benchmarks.packs import Packs, Sample
 from benchmarks.record import circumstances, record
 from raypipe.models.batches import Dealer
 from raypipe.models.flops import Cost
 from raypipe.models.packed import ATTENTION, packed_attention
-from raypipe.models.sharded import Lora, Tuning, adapted, shard
-from raypipe.ops.packing import Pack, lay_out, padding_share
-from raypipe.ops.steps import Shapes, Step, Volume, plan_steps
+from raypipe.models.sharded import Lora, Tuning, shard, tuned
+from raypipe.ops.packing import lay_out, padding_share
+from raypipe.ops.steps import Step, Volume, plan_steps
 from raypipe.ops.tokens import IGNORED
 
 GOAL_MFU, PEAK = 0.5, 989e12  # by best_fit, at 8,192 tokens a micro-batch; dense bfloat16 of an H100 or H200
@@ -53,37 +54,14 @@ class Case:
     lora: Lora | None
 
 
-class Packs:
-    """Samples of chance in packs, as raypipe's pack stage lays them out."""
-
-    def __init__(self, strategy: Any, lengths: np.ndarray, vocab_size: int) -> None:
-        rng = np.random.default_rng(0)
-        self.packs = []
-        laid = lay_out(strategy, lengths, WINDOW, rng)
-        for segments in laid:
-            ids, labels = [], []
-            for segment in segments:
-                tokens, targets = np.zeros(segment.length, np.int64), np.full(segment.length, IGNORED)
-                begin = 0
-                for place in segment.places:
-                    end = begin + lengths[place]
-                    tokens[begin:end] = rng.integers(2, vocab_size, lengths[place])
-                    first = begin + max(lengths[place] // PROMPT_SHARE, 1)
-                    targets[first:end] = tokens[first:end]
-                    begin = end
-                ids.append(tokens)
-                labels.append(targets)
-            sizes = [segment.length for segment in segments]
-            names = [str(place) for segment in segments for place in segment.places]
-            self.packs.append(Pack(np.concatenate(ids), np.concatenate(labels), sizes, names, [0] * len(names)))
-        flat = [n for pack in self.packs for n in pack.lengths]
-        bounds = np.cumsum([0, *(len(pack.lengths) for pack in self.packs)])
-        samples = np.array([len(pack.sample_ids) for pack in self.packs])
-        targets = np.array([int((pack.labels != IGNORED).sum()) for pack in self.packs])
-        self.shapes = Shapes(np.array(flat), bounds, samples, targets, strategy == "best_fit")
-
-    def __getitem__(self, place: int) -> Pack:
-        return self.packs[place]
+def samples_of(lengths: np.ndarray, vocab_size: int) -> list[Sample]:
+    """Ids of chance; a third of each is its prompt."""
+    rng, samples = np.random.default_rng(0), []
+    for length in lengths:
+        tokens = rng.integers(2, vocab_size, length)
+        labels = np.where(np.arange(length) < max(length // PROMPT_SHARE, 1), IGNORED, tokens)
+        samples.append((tokens, labels))
+    return samples
 
 
 def lengths_like_oss_instruct(count: int) -> np.ndarray:
@@ -96,12 +74,8 @@ def trained(case: Case, activation_checkpointing: bool, device: str) -> tuple[An
     dtype = torch.float32 if case.lora is None else torch.bfloat16
     with torch.device(device):
         model = AutoModelForCausalLM.from_config(case.config, dtype=dtype, attn_implementation=ATTENTION)
-    if case.lora is not None:
-        model = adapted(case.lora, model).get_base_model()
-        for weight in model.parameters():
-            weight.data = weight.data.float() if weight.requires_grad else weight.data
     tuning = Tuning("", "bfloat16", case.lora, 0, activation_checkpointing, compile=False)
-    packed, cost = shard(model, tuning, device)
+    packed, cost = shard(tuned(model, tuning), tuning, device)
     weights = [weight for weight in packed.parameters() if weight.requires_grad]
     return packed, cost, torch.optim.AdamW(weights, lr=1e-5, fused=device == "cuda" or None)
 
@@ -128,12 +102,14 @@ def wait(device: str) -> None:
 def measure(case: Case, lengths: np.ndarray, device: str) -> dict[str, Any]:
     """By way: seconds a round, tokens a second, MFU, GB and padding. Without checkpointed activations, and best_fit once with."""
     ways: dict[str, dict[str, Any]] = {}
+    samples = samples_of(lengths, case.config.vocab_size)
     for checkpointing in (False, True):
         model, cost, optimiser = trained(case, checkpointing, device)
         model.train()
         for number in range(ROUNDS + 1):
             for strategy in ("best_fit",) if checkpointing else ("pad", "dynamic_pack", "best_fit"):
-                packs = Packs(strategy, lengths, case.config.vocab_size)
+                laid = lay_out(strategy, lengths, WINDOW, np.random.default_rng(0))
+                packs = Packs(laid, samples, divisible=strategy == "best_fit")
                 steps = plan_steps(packs.shapes, epochs=1, samples_per_step=SAMPLES_PER_STEP, seed=0)
                 tokens = MICRO_BATCH_TOKENS if strategy == "best_fit" else 1  # 1: a pack of the strategy's own each
                 if device == "cuda":

@@ -42,13 +42,14 @@ import torch
 import torch.distributed as dist
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 
+from benchmarks.packs import Packs, Sample
 from benchmarks.record import PROJECT, circumstances, record
 from benchmarks.score import ROWS, TEMPLATE, read_rows
 from raypipe.models.batches import Dealer
 from raypipe.models.sharded import Tuning
 from raypipe.models.trackers import Run
 from raypipe.models.trainer import Settings, train
-from raypipe.ops.packing import MICRO_BATCH, Pack, Segment, Strategy, lay_out
+from raypipe.ops.packing import MICRO_BATCH, Segment, Strategy, lay_out
 from raypipe.ops.steps import Shapes, Step
 from raypipe.ops.tokens import IGNORED, prompt_ids, text_ids, training_sequence
 from raypipe.store import Folder
@@ -70,7 +71,6 @@ SHAPE = {
 MODEL, LOG = PROJECT / "build" / "train-model", PROJECT / "build" / "train.log"
 RIVALS = {"trl": "1.16.0", "datasets": "5.2.0", "accelerate": "1.15.0", "peft": "0.21.2"}
 IMPORTED = ["raypipe.models.trainer", "transformers.models.qwen2.modeling_qwen2", "trl.trainer.sft_trainer"]
-Sample = tuple[list[int], list[int]]  # ids, labels
 Mark = tuple[float, int, int]  # of this process until now: CPU seconds, RSS, peak RSS
 
 
@@ -85,23 +85,13 @@ class Found:
     isolated: bool | None = None  # of TRL's packs: whether a sample is blind to others
 
 
-class Packs(list[Pack]):
-    def __init__(self, packs: Sequence[Pack], divisible: bool) -> None:
-        super().__init__(packs)
-        lengths = np.array([length for pack in packs for length in pack.lengths], np.int64)
-        bounds = np.cumsum([0, *(len(pack.lengths) for pack in packs)])
-        samples = np.array([len(pack.sample_ids) for pack in packs], np.int64)
-        targets = np.array([sum(label != IGNORED for label in pack.labels) for pack in packs], np.int64)
-        self.shapes = Shapes(lengths, bounds, samples, targets, divisible)
-
-
 class Clock(list[Any]):
     """Marks, in the place of held-out packs: the loop asks for their shapes before the first step, and after the last."""
 
     @property
     def shapes(self) -> Shapes:
         self.append(mark())
-        return Packs([], divisible=True).shapes
+        return Packs([], [], divisible=True).shapes
 
 
 def mark() -> Mark:
@@ -118,20 +108,9 @@ def layouts(samples: Sequence[Sample], strategy: Strategy) -> list[list[list[Seg
     return steps
 
 
-def pack_of(segments: Sequence[Segment], samples: Sequence[Sample]) -> Pack:
-    """As the stage lays it out; every sample begins with a token that is no target."""
-    columns: list[list[int]] = [[], []]
-    for segment in segments:
-        for kind, filler in enumerate((0, IGNORED)):
-            tokens = [token for place in segment.places for token in samples[place][kind]]
-            columns[kind].extend(tokens + [filler] * (segment.length - len(tokens)))
-    names = [str(place) for segment in segments for place in segment.places]
-    return Pack(*columns, [segment.length for segment in segments], names, [None] * len(names))
-
-
 def ours(samples: Sequence[Sample], strategy: Strategy) -> Found:
     by_step = layouts(samples, strategy)
-    packs = Packs([pack_of(pack, samples) for step in by_step for pack in step], divisible=strategy == "best_fit")
+    packs = Packs([pack for step in by_step for pack in step], samples, divisible=strategy == "best_fit")
     places = np.split(np.arange(len(packs)), np.cumsum(list(map(len, by_step)))[:-1])
     targets = packs.shapes.target_tokens
     steps = [Step(0, chosen, len(samples) // STEPS, int(targets[chosen].sum())) for chosen in places]

@@ -179,17 +179,13 @@ class Select(Section):
 class Pack(Section):
     strategy: Literal["best_fit", "dynamic_pack", "pad"] = "best_fit"  # dynamic_pack: the paper's
     max_length: Annotated[int, Field(ge=2)] = 2048  # tokens per pack
-    on_overflow: Literal["drop", "split"] = (
-        "drop"  # a longer sample: left out, or cut into pieces that each are a sample
-    )
+    on_overflow: Literal["drop", "split"] = "drop"  # a longer sample: left out, or cut into pieces, each a sample
 
 
 class Lora(Section):
     r: Positive
     alpha: Positive  # adapters are scaled by alpha / r
-    target_modules: Literal["all-linear"] | tuple[str, ...] = (
-        "all-linear"  # names of layers; all-linear: all but the head
-    )
+    target_modules: Literal["all-linear"] | tuple[str, ...] = "all-linear"  # layers' names; or all but the head
     export: Literal["merged", "adapter"] = "merged"  # the whole model, or adapters for peft and vLLM
 
 
@@ -216,16 +212,16 @@ class Storage(Section):
     )
 
 
+def _ordered(limits: tuple[int, int] | None) -> tuple[int, int] | None:
+    if limits and limits[0] > limits[1]:
+        raise ValueError(f"[min, max] expected, got [{limits[0]}, {limits[1]}]")
+    return limits
+
+
 class Pool(Section):
     gpus: Annotated[float, Field(ge=0)] = 0.0  # per actor
     actors: tuple[Positive, Positive] | None = None  # [min, max]; null: as many as fit
-
-    @field_validator("actors")
-    @classmethod
-    def _ordered(cls, actors: tuple[int, int] | None) -> tuple[int, int] | None:
-        if actors and actors[0] > actors[1]:
-            raise ValueError(f"[min, max] expected, got [{actors[0]}, {actors[1]}]")
-        return actors
+    _ordered = field_validator("actors")(_ordered)
 
 
 class ScorePool(Pool):
@@ -241,24 +237,13 @@ class ScorePool(Pool):
 
 class TrainWorkers(Section):
     gpus: Annotated[float, Field(ge=0)] = 0.0  # per worker
-    workers: tuple[Positive, Positive] = (
-        1,
-        1,
-    )  # [min, max]: trains on with fewer where nodes are lost, with more where they come
-    micro_batch_tokens: Annotated[int, Field(ge=16)] = (
-        16384  # per forward pass; at least one sample; on a CPU 4,096 at most
-    )
-    activation_checkpointing: bool = (
-        True  # layers' activations are made again in backward: less memory, a third more work
-    )
+    # [min, max]: trains on with fewer where nodes are lost, and with more where they come
+    workers: tuple[Positive, Positive] = (1, 1)
+    _ordered = field_validator("workers")(_ordered)
+    # per forward pass; at least one sample; on a CPU 4,096 at most
+    micro_batch_tokens: Annotated[int, Field(ge=16)] = 16384
+    activation_checkpointing: bool = True  # activations are made again in backward: less memory, a third more work
     compile: bool = False  # torch.compile, layer by layer
-
-    @field_validator("workers")
-    @classmethod
-    def _ordered(cls, workers: tuple[int, int]) -> tuple[int, int]:
-        if workers[0] > workers[1]:
-            raise ValueError(f"[min, max] expected, got [{workers[0]}, {workers[1]}]")
-        return workers
 
 
 class Resources(Section):

@@ -29,10 +29,11 @@ class Packs(Protocol):
 
 @dataclass(frozen=True)
 class Dealt:
-    """Of one step: this rank's micro-batches, and what of which pack each holds."""
+    """Of one step: this rank's micro-batches, what of which pack each holds, and these packs."""
 
     batches: list[Batch]
     pieces: Share
+    packs: dict[int, Pack]
     imbalance: float  # of all ranks
     waited_s: float = 0.0
 
@@ -70,7 +71,7 @@ class Dealer:
         needed = sorted({piece.pack for batch in mine for piece in batch})
         read = dict(zip(needed, readers.map(self.packs.__getitem__, needed), strict=True))
         batches = [self._batch(batch, read) for batch in mine]
-        return Dealt(batches, mine, imbalance(self.packs.shapes, shares, self.quadratic))
+        return Dealt(batches, mine, read, imbalance(self.packs.shapes, shares, self.quadratic))
 
     def _batch(self, pieces: Sequence[Piece], read: dict[int, Pack]) -> Batch:
         """One row of all pieces; for none two tokens whose loss counts nothing, as every rank must take part."""

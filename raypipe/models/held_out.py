@@ -13,6 +13,7 @@ import torch.distributed as dist
 
 from raypipe.models.batches import Dealer
 from raypipe.models.checkpoints import Output
+from raypipe.models.packed import by_segment
 
 HELD_OUT = "held_out.json"
 PACKS_AT_ONCE = 256  # are read and dealt: held-out sets grow with the lake
@@ -41,15 +42,17 @@ def evaluate(model: Any, dealer: Dealer, device: str, group: dist.ProcessGroup) 
     count = len(dealer.packs.shapes)
     some = [range(first, min(first + PACKS_AT_ONCE, count)) for first in range(0, count, PACKS_AT_ONCE)]
     with torch.no_grad(), closing(dealer.deal(some)) as dealt:
-        for batch, pieces in ((b, p) for share in dealt for b, p in zip(share.batches, share.pieces, strict=True)):
-            nll, positions = model(batch.to(device))
-            packs = [(dealer.packs[piece.pack], piece) for piece in pieces]
-            names = [
-                (pack.sample_ids[n], pack.cluster_ids[n])
-                for pack, piece in packs
-                for n in range(piece.first, piece.last)
-            ]
-            mine += _by_sample(names, nll.cpu(), positions.cpu(), batch.bounds)
+        for share in dealt:
+            for batch, pieces in zip(share.batches, share.pieces, strict=True):
+                sums, counts = by_segment(batch.bounds, *(found.cpu() for found in model(batch.to(device))))
+                names = [
+                    (share.packs[piece.pack].sample_ids[n], share.packs[piece.pack].cluster_ids[n])
+                    for piece in pieces
+                    for n in range(piece.first, piece.last)
+                ]
+                if names:  # none in a batch that only keeps this rank in step
+                    rows = zip(names, sums.tolist(), counts.tolist(), strict=True)
+                    mine += [(*name, total, count) for name, total, count in rows]
     shares: list[Any] = [None] * dealer.world_size
     dist.all_gather_object(shares, mine, group=group)
     return HeldOut(sorted(row for share in shares for row in share))
@@ -67,14 +70,3 @@ def remember(out: Output, step: int, found: HeldOut) -> None:
 
 def _token_mean(rows: Sequence[Row]) -> float:
     return sum(row[2] for row in rows) / sum(row[3] for row in rows)
-
-
-def _by_sample(
-    names: Sequence[tuple[str, int | None]], nll: torch.Tensor, positions: torch.Tensor, bounds: torch.Tensor
-) -> list[Row]:
-    if not names:  # a batch that only keeps this rank in step
-        return []
-    owner = torch.bucketize(positions, bounds[1:].long(), right=True)
-    sums = torch.zeros(len(names), dtype=torch.float64).index_add_(0, owner, nll.double())
-    counts = torch.bincount(owner, minlength=len(names))
-    return [(*name, total, count) for name, total, count in zip(names, sums.tolist(), counts.tolist(), strict=True)]

@@ -95,9 +95,14 @@ def target_nll(model: Any, head: Any, batch: Batch) -> tuple[torch.Tensor, torch
 
 def summed_nll(model: Any, head: Any, batch: Batch) -> torch.Tensor:
     """[S] float64: sums of NLL in nats over each segment's targets. Call in inference mode."""
-    nll, positions = target_nll(model, head, batch)
-    sums_S = torch.zeros(len(batch.bounds) - 1, dtype=torch.float64, device=nll.device)
-    return sums_S.index_add_(0, torch.bucketize(positions, batch.bounds[1:].long(), right=True), nll.double())
+    return by_segment(batch.bounds, *target_nll(model, head, batch))[0]
+
+
+def by_segment(bounds: torch.Tensor, nll: torch.Tensor, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """[S] float64: sums of what `target_nll` gives over each segment's targets; [S] their number."""
+    owner = torch.bucketize(positions, bounds[1:].long(), right=True)
+    sums_S = torch.zeros(len(bounds) - 1, dtype=torch.float64, device=nll.device).index_add_(0, owner, nll.double())
+    return sums_S, torch.bincount(owner, minlength=len(sums_S))
 
 
 def head_of(model: Any) -> Any:

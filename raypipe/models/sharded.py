@@ -58,10 +58,15 @@ def shard(model: Any, tuning: Tuning, device: str) -> tuple[PackedModel, Cost]:
 
 
 def load_tuned(tuning: Tuning) -> Any:
-    """The model, on the CPU, with what is to be trained in float32, and what is not in the type of compute."""
+    """On the CPU."""
+    return tuned(load_model(tuning.model, "float32" if tuning.lora is None else tuning.dtype, "cpu"), tuning)
+
+
+def tuned(model: Any, tuning: Tuning) -> Any:
+    """The model with its adapters, if it is to have any: what is trained in float32, what is not as it is."""
     if tuning.lora is None:
-        return load_model(tuning.model, "float32", "cpu")
-    model = adapted(tuning.lora, load_model(tuning.model, tuning.dtype, "cpu"), tuning.seed).get_base_model()
+        return model
+    model = adapted(tuning.lora, model, tuning.seed).get_base_model()
     for weight in model.parameters():
         if weight.requires_grad:
             weight.data = weight.data.float()

@@ -11,7 +11,7 @@ the model's positions is dropped and counted as too_long, or split: its pieces c
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, get_args
@@ -26,7 +26,7 @@ from raypipe.errors import DataError
 from raypipe.identity import fetched_model
 from raypipe.items import map_items
 from raypipe.models.pretrained import load_tokenizer, max_positions
-from raypipe.ops.packing import Segment, Strategy, lay_out, padding_share
+from raypipe.ops.packing import Segment, Strategy, fill, lay_out, padding_share
 from raypipe.ops.selection import HELD_OUT, SELECTED
 from raypipe.ops.tokens import IGNORED, prompt_ids, text_ids, training_sequence
 from raypipe.ops.warnings import of_packs
@@ -60,13 +60,13 @@ def _summary(config: Config, footers: Sequence[Footer]) -> dict[str, Any]:
             f"pack: none of the {sum(total['counts'].values()):,} selected samples fits pack.max_length={rule.max_length} tokens. Raise it"
         )
     padding = {name: 1 - figures["tokens"] / figures[f"{name}_tokens"] for name in get_args(Strategy)}
-    fill = 1 - padding[rule.strategy]
+    filled = 1 - padding[rule.strategy]
     said = of_packs(
         figures["long"] / figures["samples"], figures["tokens"] / figures["samples"], padding, packs, rule.max_length
     )
     named = {name: int(figures[name]) for name in ("samples", "tokens", "target_tokens")}
     rounded = {name: round(share, 5) for name, share in padding.items()}
-    return {"packs": packs, **named, "fill": round(fill, 5), "padding": rounded, "warnings": said}
+    return {"packs": packs, **named, "fill": round(filled, 5), "padding": rounded, "warnings": said}
 
 
 def pack_group(group: tuple[int, str, Sequence[str]], *, config: Config, inputs: Inputs, out: Folder) -> Footer | None:
@@ -146,11 +146,9 @@ def _pieces(chosen: pa.Table, tokenizer: Any, longest: int, config: Config) -> t
 def _table(packs: Sequence[Sequence[Segment]], pieces: Sequence[_Piece], tokenizer: Any) -> tuple[pa.Table, pa.Array]:
     """And the target tokens of each pack."""
     pad = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
-    ids, labels = [], []
-    for pack in packs:
-        laid = [_laid(segment, pieces, pad) for segment in pack]
-        ids.append(np.concatenate([tokens for tokens, _ in laid]))
-        labels.append(np.concatenate([targets for _, targets in laid]))
+    samples = [(piece.ids, piece.labels) for piece in pieces]
+    laid = [fill(pack, samples, pad) for pack in packs]
+    ids, labels = [tokens for tokens, _ in laid], [targets for _, targets in laid]
     places = [[place for segment in pack for place in segment.places] for pack in packs]
     lists = (
         [[segment.length for segment in pack] for pack in packs],
@@ -162,19 +160,7 @@ def _table(packs: Sequence[Sequence[Segment]], pieces: Sequence[_Piece], tokeniz
     return pa.Table.from_arrays(columns, schema=PACKS), targets
 
 
-def _laid(segment: Segment, pieces: Sequence[_Piece], pad: int) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
-    ids, labels = np.full(segment.length, pad, np.int32), np.full(segment.length, IGNORED, np.int32)
-    begin = 0
-    for piece in (pieces[place] for place in segment.places):
-        ids[begin : begin + len(piece.ids)] = piece.ids
-        labels[begin : begin + len(piece.ids)] = piece.labels
-        begin += len(piece.ids)
-    labels[0] = IGNORED
-    return ids, labels
-
-
-def _lists(arrays: Iterable[NDArray[np.int32]]) -> pa.Array:
-    arrays = list(arrays)
+def _lists(arrays: Sequence[NDArray[np.int32]]) -> pa.Array:
     offsets = np.cumsum([0, *(len(array) for array in arrays)], dtype=np.int32)
     return pa.ListArray.from_arrays(offsets, np.concatenate(arrays) if arrays else np.empty(0, np.int32))
 

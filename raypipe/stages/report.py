@@ -22,6 +22,7 @@ from raypipe.ops.figures import FINE, QUANTITIES, Exemplar, Figures, Measure, me
 from raypipe.ops.held_out import losses_by_cluster
 from raypipe.ops.ifd import num_scored
 from raypipe.ops.kmeans import rows_of
+from raypipe.ops.metrics import steps_and_evaluations
 from raypipe.ops.report_page import render
 from raypipe.ops.selection import BY_CLUSTER, IFD_TOO_HIGH, SELECTED
 from raypipe.ops.text import draw, id_words
@@ -233,9 +234,8 @@ def _clusters(
 
 def _training(inputs: Inputs) -> dict[str, Any]:
     train = inputs["train"]
-    lines = [json.loads(line) for line in train.folder.read("metrics.jsonl").splitlines()]
-    steps = [line for line in lines if "loss" in line]
-    held_out = [{"step": line["step"], "loss": line["eval_loss"]} for line in lines if line.get("eval_samples")]
+    steps, evaluations = steps_and_evaluations(train.folder.read("metrics.jsonl"))
+    held_out = [{"step": line["step"], "loss": line["eval_loss"]} for line in evaluations if line.get("eval_samples")]
     summary = train.manifest["summary"]
     paired = summary["held_out"] if "mean_difference" in summary["held_out"] else None
     return {

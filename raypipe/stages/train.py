@@ -29,6 +29,7 @@ from raypipe.identity import fetched_model
 from raypipe.items import POLL_S, track
 from raypipe.model_card_figures import card
 from raypipe.ops.held_out import paired_difference
+from raypipe.ops.metrics import steps_and_evaluations
 from raypipe.ops.steps import Step, plan_steps
 from raypipe.ops.warnings import of_steps
 from raypipe.owner import Owner, owned
@@ -119,11 +120,9 @@ class _Watch:
 
     def _read(self) -> int:
         """The last step of the metrics."""
-        for line in map(json.loads, (self.out.find("metrics.jsonl") or b"").splitlines()):
-            if "loss" in line:
-                self.last = line
-            else:
-                self.held_out = line.get("eval_loss")
+        steps, evaluations = steps_and_evaluations(self.out.find("metrics.jsonl") or b"")
+        self.last = steps[-1] if steps else self.last
+        self.held_out = evaluations[-1].get("eval_loss") if evaluations else self.held_out
         return int(self.last.get("step", 0))
 
     def _roomy(self, since: float) -> float:
@@ -233,8 +232,7 @@ class _Wish:
 
 
 def _summary(config: Config, packs: Table, out: Folder) -> dict[str, Any]:
-    lines = [json.loads(line) for line in out.read("metrics.jsonl").splitlines()]
-    steps = [line for line in lines if "loss" in line]
+    steps, _ = steps_and_evaluations(out.read("metrics.jsonl"))
     seconds = sum(line["seconds"] for line in steps)
 
     def per_second(name: str) -> float:
