@@ -50,6 +50,28 @@ def embedder(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def ray_address():
+    """A cluster for the command line's processes of quick tests: to start Ray in each takes half of their time."""
+    from ray.cluster_utils import Cluster
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in {
+            "RAY_BACKEND_LOG_LEVEL": "fatal",
+            "RAY_idle_worker_killing_time_threshold_ms": "10000",
+        }.items():
+            patch.setenv(name, value)
+        cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": os.cpu_count(), "include_dashboard": False})
+    yield cluster.address
+    cluster.shutdown()
+
+
+@pytest.fixture
+def shared_ray(ray_address, monkeypatch):
+    """What a test starts takes that cluster. Its workers have the environment of when it began: not for S3."""
+    monkeypatch.setenv("RAY_ADDRESS", ray_address)
+
+
+@pytest.fixture(scope="session")
 def finished(tmp_path_factory, random_model, embedder):
     """A finished run of the whole chain on 220 samples: (folder, config, its process)."""
     from tests.lakes import raypipe, write_config, write_lake

@@ -56,7 +56,9 @@ def wait_until(condition, driver: subprocess.Popen | None = None, timeout_s: flo
     """What the condition gives once it is true; fails when the driver ends before, or time runs out."""
     deadline = time.monotonic() + timeout_s
     while not (found := condition()):
-        assert driver is None or driver.poll() is None, f"the run ended too early: {driver.communicate()}"
+        assert driver is None or driver.poll() is None, (
+            f"exit code {driver.returncode} too early: {driver.communicate()}"
+        )
         assert time.monotonic() < deadline, f"waited {timeout_s:.0f} s in vain"
         time.sleep(0.005)
     return found

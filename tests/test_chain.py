@@ -11,6 +11,8 @@ import raypipe as package
 from raypipe.ops.synthetic import chunk_lines, count_rows
 from tests.lakes import digests, manifest, raypipe, stage_folder, write_lake
 
+pytestmark = pytest.mark.usefixtures("shared_ray")
+
 NUM_SAMPLES = 220  # of the fixture `finished`
 
 

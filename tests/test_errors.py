@@ -9,6 +9,8 @@ import pytest
 
 from tests.lakes import raypipe, write_config, write_lake
 
+pytestmark = pytest.mark.usefixtures("shared_ray")
+
 
 @pytest.fixture
 def config(tmp_path, random_model, embedder):

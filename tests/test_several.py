@@ -12,6 +12,8 @@ from raypipe import read
 from raypipe.ops.style import STYLES
 from tests.lakes import manifest, raypipe, stage_folder, write_config
 
+pytestmark = pytest.mark.usefixtures("shared_ray")
+
 
 def test_a_list_of_fractions_makes_a_run_each(finished, tmp_path):
     """What they share is made once; each is what it would be alone, and the screen compares them."""
