@@ -49,18 +49,14 @@ def embedder(tmp_path_factory) -> Path:
     return link
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def ray_address():
-    """A cluster for the command line's processes of quick tests: to start Ray in each takes half of their time."""
+    """A cluster for the processes of the command line that a module starts: to start Ray takes most of the time of a short one."""
     from ray.cluster_utils import Cluster
 
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in {
-            "RAY_BACKEND_LOG_LEVEL": "fatal",
-            "RAY_idle_worker_killing_time_threshold_ms": "10000",
-        }.items():
-            patch.setenv(name, value)
-        cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": os.cpu_count(), "include_dashboard": False})
+    settings = {"idle_worker_killing_time_threshold_ms": 10_000}  # as Ray on one machine has it here
+    head = {"num_cpus": os.cpu_count(), "include_dashboard": False, "_system_config": settings}
+    cluster = Cluster(initialize_head=True, head_node_args=head)
     yield cluster.address
     cluster.shutdown()
 

@@ -177,6 +177,7 @@ def test_a_node_is_about_to_be_taken_away(world, unbroken):
     world.prepared("notice")
     driver = world.start("notice", "resources.train.workers=[1, 2]", "train.checkpoint_every_s=1000")
     started = wait_until(lambda: len(found := {worker.ppid() for worker in workers()}) == 2 and found, driver)
+    assert world.saved("notice") == []
     lost = next(node for node in world.nodes if raylet_of(node) in started)
     noticed = time.monotonic()  # before the first step: 137 of them take seconds here
     preempt(world.cluster, lost, in_s=120)
