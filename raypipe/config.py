@@ -189,9 +189,29 @@ class Lora(Section):
     export: Literal["merged", "adapter"] = "merged"  # the whole model, or adapters for peft and vLLM
 
 
+class Budget(Section):
+    """Training goes through as many epochs as it takes, and ends with the step that reaches it."""
+
+    samples: Positive | None = None
+    target_tokens: Positive | None = None  # of responses, and an end of text each
+    steps: Positive | None = None  # of the optimiser
+
+    @model_validator(mode="after")
+    def _one(self) -> Budget:
+        if len(self.given()) != 1:
+            raise ValueError(
+                f"got {' and '.join(self.given()) or 'none'} of samples, target_tokens, steps, wanted one: each says when training ends"
+            )
+        return self
+
+    def given(self) -> dict[str, int]:
+        return self.model_dump(exclude_none=True)
+
+
 class Train(Section):
     NOT_CONTENT = frozenset({"checkpoint_every_s", "report_to"})
     epochs: Positive = 3
+    budget: Budget | None = None  # in place of epochs: {samples: N}, {target_tokens: N} or {steps: N}
     samples_per_step: Positive = 512  # per optimiser step, over all workers
     learning_rate: Annotated[float, Field(gt=0)] = 5.0e-5  # peak; cosine to 0
     warmup_steps: Annotated[int, Field(ge=0)] = 15
@@ -199,6 +219,23 @@ class Train(Section):
     dtype: Literal["bfloat16", "float32"] = "bfloat16"  # of compute; trained weights and optimiser stay float32
     checkpoint_every_s: Annotated[float, Field(gt=0)] = 900.0
     report_to: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = ()  # beside metrics.jsonl
+
+    def content(self) -> dict[str, Any]:
+        """Either epochs or a budget."""
+        unused = "budget" if self.budget is None else "epochs"
+        return {name: value for name, value in super().content().items() if name != unused}
+
+
+class Evaluate(Section):
+    NOT_CONTENT = frozenset({"tasks", "execute", "execute_without_sandbox"})  # tasks: their files' digests are in the recipe instead
+    tasks: dict[Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_]*$")], str] = {}  # name: a JSONL file laid out as HumanEval's or evalplus's
+    num_completions: Positive = 1  # of each problem; 1: greedy
+    temperature: Annotated[float, Field(gt=0)] = 0.8  # where there are more
+    max_new_tokens: Positive = 1024
+    backend: Literal["auto", "vllm", "transformers"] = "auto"
+    dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    execute: bool = False  # run what the models wrote, in a sandbox
+    execute_without_sandbox: bool = False  # where a machine has none: it may then read, write and reach all that raypipe may
 
 
 class Report(Section):
@@ -255,6 +292,7 @@ class Resources(Section):
     cluster: Pool = Pool()
     score: ScorePool = ScorePool()
     train: TrainWorkers = TrainWorkers()
+    evaluate: ScorePool = ScorePool()  # generates; what is generated is run on CPUs
 
 
 class Config(Section):
@@ -269,6 +307,7 @@ class Config(Section):
     select: Select = Select()
     pack: Pack = Pack()
     train: Train = Train()
+    evaluate: Evaluate = Evaluate()
     report: Report = Report()
     storage: Storage
     resources: Resources = Resources()

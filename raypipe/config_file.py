@@ -187,6 +187,9 @@ def _absolute(config: Config) -> Config:
             "score": config.score.model_copy(
                 update={"model": model(config.score_model), "given": paths(config.score.given)}
             ),
+            "evaluate": config.evaluate.model_copy(
+                update={"tasks": {name: location(path) for name, path in config.evaluate.tasks.items()}}
+            ),
             "storage": config.storage.model_copy(update={"root": root}),
         }
     )

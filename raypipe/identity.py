@@ -28,6 +28,7 @@ from raypipe.ops.digests import canonical_json
 from raypipe.ops.hub import split_revision
 from raypipe.store import Folder, Found
 
+MODEL_FILE = "config.json"
 PACKAGES = (
     "raypipe",
     "ray",
@@ -49,25 +50,28 @@ def model_identity(key: str, model: str) -> Any:
         return {"etags": model.rpartition("@")[2]}
     if os.path.isdir(model):
         files = {str(path.relative_to(model)): file_digest(path) for path in sorted(_model_files(Path(model)))}
-        if "config.json" not in files:
-            raise ConfigError(f"{key}: {model} has no config.json, wanted a model directory in Hugging Face format")
+        if MODEL_FILE not in files:
+            raise ConfigError(f"{key}: {model} has no {MODEL_FILE}, wanted a model directory in Hugging Face format")
         return files
     name, revision = split_revision(pinned_model(key, model))
     return {"hub": name, "revision": revision}
 
 
 @cache
-def pinned_model(key: str, model: str, endpoint: str | None = None) -> str:
-    """A directory as it is; NAME@REVISION of a Hub id or of an s3:// prefix, so that what is loaded later is what is meant."""
+def pinned_model(key: str, model: str, endpoint: str | None = None, needs: str = MODEL_FILE) -> str:
+    """A directory as it is; NAME@REVISION of a Hub id or of an s3:// prefix, so that what is loaded later is what is meant.
+
+    `needs`: the file that makes it a model; that of a LoRA adapter is another one.
+    """
     if os.path.isdir(model):
         return model
     if model.startswith("s3://"):
-        return f"{model}@{_etags(key, Folder.at(model, endpoint))[1]}"
+        return f"{model}@{_etags(key, Folder.at(model, endpoint), needs)[1]}"
     name, revision = split_revision(model)
     return f"{name}@{_hub_revision(key, name, revision)}"
 
 
-def fetched_model(model: str, endpoint: str | None = None) -> str:
+def fetched_model(model: str, endpoint: str | None = None, needs: str = MODEL_FILE) -> str:
     """What `from_pretrained` can load: a pinned model on S3 is copied once to this machine's cache. ConfigError where it changed."""
     if not model.startswith("s3://"):
         return model
@@ -78,7 +82,7 @@ def fetched_model(model: str, endpoint: str | None = None) -> str:
     with FileLock(f"{target}.lock"):
         if not target.exists():
             source = Folder.at(prefix, endpoint)
-            files, now = _etags("model", source)
+            files, now = _etags("model", source, needs)
             if now != revision:
                 raise ConfigError(f"{prefix}: changed since this run was planned. Run again, which plans anew")
             with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{revision}-") as temporary:
@@ -91,12 +95,12 @@ def fetched_model(model: str, endpoint: str | None = None) -> str:
     return str(target)
 
 
-def _etags(key: str, folder: Folder) -> tuple[list[Found], str]:
+def _etags(key: str, folder: Folder, needs: str) -> tuple[list[Found], str]:
     """Objects of a model, and the digest of their names and etags."""
     files = list(folder.walk())
     names = {found.uri[len(folder.path) + 1 :]: found.version for found in files}
-    if "config.json" not in names:
-        raise ConfigError(f"{key}: {folder.path} has no config.json, wanted a model directory in Hugging Face format")
+    if needs not in names:
+        raise ConfigError(f"{key}: {folder.path} has no {needs}, wanted a model directory in Hugging Face format")
     if odd := [name for name in names if {"", ".", ".."} & set(name.split("/"))]:
         raise ConfigError(f"{key}: {folder.uri(odd[0])} is no name of a file. Remove the object")
     return files, hashlib.sha256(canonical_json(names).encode()).hexdigest()[:24]
@@ -121,12 +125,12 @@ def file_digest(path: Path) -> str:
     return cached
 
 
-def resolved_backend(backend: str) -> str:
-    """`auto` is vLLM where it is installed, else transformers; asked without importing it."""
+def resolved_backend(key: str, backend: str) -> str:
+    """`auto` is vLLM where it is installed, else transformers; asked without importing it. ConfigError, naming `key`, without vLLM."""
     installed = importlib.util.find_spec("vllm") is not None
     if backend == "vllm" and not installed:
         raise ConfigError(
-            "score.backend: vllm is not installed. Install raypipe[vllm], or set score.backend=transformers"
+            f"{key}: vllm is not installed. Install raypipe[vllm], or set {key}=transformers"
         )
     return ("vllm" if installed else "transformers") if backend == "auto" else backend
 

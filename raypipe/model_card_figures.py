@@ -37,7 +37,7 @@ def card(config: Config, inputs: Inputs, out: Folder, training: Mapping[str, Any
             "seed": config.seed,
             "lora_r": rule.lora and rule.lora.r,
             "lora_alpha": rule.lora and float(rule.lora.alpha),
-            "epochs": rule.epochs,
+            "epochs": training["epochs"],
             "steps": training["steps"],
             "samples_per_step": rule.samples_per_step,
             "learning_rate": rule.learning_rate,

@@ -100,13 +100,17 @@ def _resolved(config: Config) -> Config:
     if config.score.given is None:
         same = config.score_model == config.model
         score_model = model if same else pinned_model("score.model", config.score_model, endpoint)
-        score = {"backend": resolved_backend(config.score.backend), "model": score_model}
+        score = {"backend": resolved_backend("score.backend", config.score.backend), "model": score_model}
+    evaluate = {}
+    if config.evaluate.tasks:
+        evaluate = {"backend": resolved_backend("evaluate.backend", config.evaluate.backend)}
     embed = {"model": config.embed.model and pinned_model("embed.model", config.embed.model, endpoint)}
     return config.model_copy(
         update={
             "model": model,
             "embed": config.embed.model_copy(update=embed),
             "score": config.score.model_copy(update=score),
+            "evaluate": config.evaluate.model_copy(update=evaluate),
         }
     )
 

@@ -26,7 +26,7 @@ def _embed_content(config: Config) -> dict[str, Any]:
 def _score_content(config: Config) -> dict[str, Any]:
     if config.score.given is not None:
         return _given("score.given", config, config.score.given)
-    named = {"template": config.score_template, "backend": resolved_backend(config.score.backend)}
+    named = {"template": config.score_template, "backend": resolved_backend("score.backend", config.score.backend)}
     return {**config.score.content(), **named, "model": model_identity("score.model", config.score_model)}
 
 
@@ -58,6 +58,22 @@ def _train_content(config: Config) -> dict[str, Any]:
     return {**config.train.content(), "model": model_identity("model", config.model), "seed": config.seed}
 
 
+def _generate_content(config: Config) -> dict[str, Any]:
+    """Without tasks nothing is generated, whatever else is asked for."""
+    evaluate, tasks = config.evaluate, config.evaluate.tasks
+    if not tasks:
+        return {"tasks": {}}
+    digests = {name: object_digest(f"evaluate.tasks.{name}", tasks[name], config.storage.endpoint) for name in sorted(tasks)}
+    draws = {"seed": config.seed, "temperature": evaluate.temperature} if evaluate.num_completions > 1 else {}
+    named = {"template": config.template, "backend": resolved_backend("evaluate.backend", evaluate.backend)}
+    content = {name: value for name, value in evaluate.content().items() if name != "temperature"}
+    return {**content, **named, **draws, "tasks": digests, "model": model_identity("model", config.model)}
+
+
+def _evaluate_content(config: Config) -> dict[str, Any]:
+    return {"execute": config.evaluate.execute and bool(config.evaluate.tasks)}
+
+
 def _always(config: Config) -> bool:
     return True
 
@@ -76,11 +92,13 @@ STAGES = (
     Stage("select", ("clean", "cluster", "score"), _select_content, version=2, whole_lake=_always),
     Stage("pack", ("ingest", "cluster", "select"), _pack_content, version=2, whole_lake=_always),
     Stage("train", ("pack",), _train_content, version=2, whole_lake=_always),
+    Stage("generate", ("train",), _generate_content),
+    Stage("evaluate", ("generate",), _evaluate_content),
     Stage(
         "report",
-        ("ingest", "clean", "embed", "cluster", "score", "select", "pack", "train"),
+        ("ingest", "clean", "embed", "cluster", "score", "select", "pack", "train", "evaluate"),
         lambda c: {**c.report.content(), "name": c.name},
-        version=3,
+        version=4,
         whole_lake=_always,
     ),
 )

@@ -79,11 +79,11 @@ def test_no_network_is_said_not_thrown(monkeypatch):
 
 def test_backend_is_resolved_without_loading_it(monkeypatch):
     """`auto` decides content, so it must be known before anything runs."""
-    assert resolved_backend("auto") == "vllm" and resolved_backend("transformers") == "transformers"
+    assert resolved_backend("score.backend", "auto") == "vllm" and resolved_backend("score.backend", "transformers") == "transformers"
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    assert resolved_backend("auto") == "transformers"
+    assert resolved_backend("score.backend", "auto") == "transformers"
     with pytest.raises(ConfigError, match=r"raypipe\[vllm\]"):
-        resolved_backend("vllm")
+        resolved_backend("score.backend", "vllm")
 
 
 MODEL = {"config.json": b"{}", "weights": bytes(100_000), "1_Pooling/config.json": b"{}", "empty": b""}

@@ -109,12 +109,8 @@ class VllmScorer:
         **options: Any,
     ) -> None:
         """`options` are vLLM's own."""
-        os.environ |= {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_NO_USAGE_STATS": "1", "TORCHDYNAMO_DISABLE": "1"}
+        prepare_vllm(model)
         os.environ["VLLM_ALLOW_LONG_MAX_MODEL_LEN"] = "1"  # for the token it must generate, which is never fed back
-        os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
-        os.environ.setdefault("OMP_NUM_THREADS", "1")
-        if os.path.isdir(model):
-            os.environ["HF_HUB_OFFLINE"] = "1"
         import vllm.exceptions
         from vllm import LLM, SamplingParams
 
@@ -163,6 +159,15 @@ class VllmScorer:
         self.engine.llm_engine.engine_core.shutdown()
         del self.engine
         gc.collect()
+
+
+def prepare_vllm(model: str) -> None:
+    """Before vLLM is imported: it reads its settings then."""
+    os.environ |= {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_NO_USAGE_STATS": "1", "TORCHDYNAMO_DISABLE": "1"}
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    if os.path.isdir(model):
+        os.environ["HF_HUB_OFFLINE"] = "1"
 
 
 def check_ids(sequences: Sequence[Tokens], vocab_size: int) -> None:

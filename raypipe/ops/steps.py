@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import hashlib
 import heapq
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import count
 from typing import NamedTuple
 
 import numpy as np
@@ -62,18 +63,30 @@ def plan_steps(shapes: Shapes, *, epochs: int, samples_per_step: int, seed: int)
 
     So no step is the short rest of an epoch, which would weigh as much as a whole one.
     """
-    total = int(shapes.num_samples.sum())
-    count = min(max(round(total / samples_per_step), 1), len(shapes))
-    steps = []
-    for epoch in range(epochs):
-        order = np.random.default_rng([seed, epoch]).permutation(len(shapes))
-        ends = np.searchsorted(np.cumsum(shapes.num_samples[order]), total * np.arange(1, count) / count) + 1
-        for packs in np.split(order, ends):
-            if len(packs):
-                steps.append(
-                    Step(epoch, packs, int(shapes.num_samples[packs].sum()), int(shapes.target_tokens[packs].sum()))
-                )
+    return [step for epoch in range(epochs) for step in _epoch(shapes, epoch, samples_per_step, seed)]
+
+
+def plan_budget(shapes: Shapes, *, samples_per_step: int, seed: int, **budget: int) -> list[Step]:
+    """Epoch after epoch as `plan_steps` has them, up to the step that reaches the budget: `samples`, `target_tokens` or `steps`."""
+    ((kind, wanted),) = budget.items()
+    held = {"samples": lambda step: step.num_samples, "target_tokens": lambda step: step.target_tokens, "steps": lambda _: 1}
+    steps: list[Step] = []
+    for step in (step for epoch in count() for step in _epoch(shapes, epoch, samples_per_step, seed)):
+        steps.append(step)
+        wanted -= held[kind](step)
+        if wanted <= 0:
+            break
     return steps
+
+
+def _epoch(shapes: Shapes, epoch: int, samples_per_step: int, seed: int) -> Iterator[Step]:
+    total = int(shapes.num_samples.sum())
+    number = min(max(round(total / samples_per_step), 1), len(shapes))
+    order = np.random.default_rng([seed, epoch]).permutation(len(shapes))
+    ends = np.searchsorted(np.cumsum(shapes.num_samples[order]), total * np.arange(1, number) / number) + 1
+    for packs in np.split(order, ends):
+        if len(packs):
+            yield Step(epoch, packs, int(shapes.num_samples[packs].sum()), int(shapes.target_tokens[packs].sum()))
 
 
 def plan_digest(steps: Sequence[Step]) -> str:
@@ -93,7 +106,7 @@ class Volume:
             np.cumsum([0, *(int(of_packs[step.packs].sum()) for step in steps)])
             for of_packs in (_by_pack(shapes, shapes.lengths), _by_pack(shapes, np.square(shapes.lengths)))
         )
-        self.steps_per_epoch = len(steps) / (steps[-1].epoch + 1)
+        self.epochs = np.cumsum([0, *(step.num_samples for step in steps)]) / shapes.num_samples.sum()
 
     def tokens_of(self, number: int) -> int:
         return int(self.tokens[number] - self.tokens[number - 1])
@@ -103,7 +116,8 @@ class Volume:
         return int(self.squares[number] - self.squares[number - 1])
 
     def epoch(self, number: int) -> float:
-        return float(round(number / self.steps_per_epoch, 4))
+        """How often each sample was seen, on average."""
+        return float(round(self.epochs[number], 4))
 
 
 def share_out(

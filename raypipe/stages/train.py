@@ -30,7 +30,7 @@ from raypipe.items import POLL_S, track
 from raypipe.model_card_figures import card
 from raypipe.ops.held_out import paired_difference
 from raypipe.ops.metrics import steps_and_evaluations
-from raypipe.ops.steps import Step, plan_steps
+from raypipe.ops.steps import Step, plan_budget, plan_steps
 from raypipe.ops.warnings import of_steps
 from raypipe.owner import Owner, owned
 from raypipe.packs import HELD_OUT_PACKS, PackReader
@@ -60,6 +60,10 @@ def run(config: Config, inputs: Inputs, out: Folder) -> Result:
 def training_plan(config: Config, packs: PackReader) -> list[Step]:
     """Every rank, and every restart, makes the same plan from the packs' shapes alone."""
     rule = config.train
+    if rule.budget is not None:
+        return plan_budget(
+            packs.shapes, samples_per_step=rule.samples_per_step, seed=config.seed, **rule.budget.given()
+        )
     return plan_steps(packs.shapes, epochs=rule.epochs, samples_per_step=rule.samples_per_step, seed=config.seed)
 
 
@@ -241,6 +245,9 @@ def _summary(config: Config, packs: Table, out: Folder) -> dict[str, Any]:
     means = ("tokens_per_s", "target_tokens_per_s", "fill", "imbalance", "data_wait_share", "mfu")
     return {
         "steps": len(steps),
+        "epochs": steps[-1]["epoch"],
+        "samples": sum(line["samples"] for line in steps),  # as often as each was seen
+        "target_tokens": sum(line["target_tokens"] for line in steps),
         "num_workers": steps[-1]["num_workers"],
         "first_loss": steps[0]["loss"],
         "last_loss": steps[-1]["loss"],

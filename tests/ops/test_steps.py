@@ -4,7 +4,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from raypipe.ops.packing import lay_out
-from raypipe.ops.steps import Shapes, imbalance, learning_rate_factor, plan_digest, plan_steps, share_out
+from raypipe.ops.steps import (
+    Shapes,
+    Volume,
+    imbalance,
+    learning_rate_factor,
+    plan_budget,
+    plan_digest,
+    plan_steps,
+    share_out,
+)
 from tests.ops.test_packing import like_oss_instruct
 
 QUADRATIC = 2e-5  # attention's part in a 7B model: layers x width / parameters
@@ -114,3 +123,36 @@ def test_learning_rate_by_hand():
     factors = [learning_rate_factor(step, warmup_steps=4, total_steps=8) for step in range(9)]
     assert factors[:5] == [0.25, 0.5, 0.75, 1.0, 1.0]
     assert factors[6] == pytest.approx(0.5) and factors[8] == pytest.approx(0, abs=1e-12)
+
+
+@given(
+    PACKS,
+    st.integers(1, 40),
+    st.integers(0, 5),
+    st.sampled_from(["samples", "target_tokens", "steps"]),
+    st.integers(1, 500),
+)
+def test_a_budget_ends_with_the_step_that_reaches_it(packs, per_step, seed, kind, wanted):
+    """Arms of an experiment are compared at equal budgets: a plan that ends early, or goes on, compares sizes instead."""
+    shapes = shapes_of(packs)
+    steps = plan_budget(shapes, samples_per_step=per_step, seed=seed, **{kind: wanted})
+    held = {
+        "samples": [step.num_samples for step in steps],
+        "target_tokens": [step.target_tokens for step in steps],
+        "steps": [1] * len(steps),
+    }[kind]
+    assert sum(held) >= wanted > sum(held[:-1])
+    whole = plan_steps(shapes, epochs=steps[-1].epoch + 1, samples_per_step=per_step, seed=seed)
+    assert plan_digest(steps) == plan_digest(whole[: len(steps)]), "the same steps as by epochs, as far as they go"
+
+
+def test_a_budget_by_hand():
+    """Ten packs of two samples in steps of 8, 6 and 6: 30 samples are reached by the second step of the second epoch."""
+    shapes = shapes_of([[5, 5]] * 10)
+    steps = plan_budget(shapes, samples_per_step=7, seed=0, samples=30)
+    assert [(step.epoch, step.num_samples) for step in steps] == [(0, 8), (0, 6), (0, 6), (1, 8), (1, 6)]
+    assert [step.num_samples for step in plan_budget(shapes, samples_per_step=7, seed=0, target_tokens=81)] == [8, 6]
+    assert len(plan_budget(shapes, samples_per_step=7, seed=0, steps=7)) == 7
+    volume = Volume(shapes, steps)
+    assert [volume.epoch(number) for number in (1, 3, 5)] == [0.4, 1.0, 1.7]
+    assert Volume(shapes, steps[:1]).epoch(1) == 0.4, "an epoch that is cut short is no whole one"

@@ -1,0 +1,49 @@
+"""pass@k, and how sure one may be of a mean and of a difference of means."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from statistics import NormalDist
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+BOOTSTRAPS = 10_000
+
+
+def pass_at_k(n: int, c: int, k: int) -> float:
+    """The chance that one of k completions, drawn from n of which c pass, passes (Chen et al. 2021, arXiv 2107.03374). ValueError for k > n."""
+    if not 0 <= c <= n or not 1 <= k <= n:
+        raise ValueError(f"got n={n}, c={c}, k={k}, wanted 0 <= c <= n and 1 <= k <= n")
+    return 1 - math.prod((n - c - i) / (n - i) for i in range(k))
+
+
+def mean_interval(values: Sequence[float], level: float = 0.95) -> tuple[float, float]:
+    """Of the mean of values in [0, 1], by Wilson's formula: as of shares, so wider than need be where values lie between 0 and 1."""
+    n, mean = len(values), float(np.mean(values))
+    z = NormalDist().inv_cdf((1 + level) / 2)
+    middle, width = mean + z * z / (2 * n), z * math.sqrt(mean * (1 - mean) / n + z * z / (4 * n * n))
+    return max(0.0, (middle - width) / (1 + z * z / n)), min(1.0, (middle + width) / (1 + z * z / n))
+
+
+def paired_bootstrap(a: ArrayLike, b: ArrayLike, *, seed: int, level: float = 0.95) -> tuple[float, float, float]:
+    """Mean of a - b, and the percentile interval of that mean: [N] values of the same N problems, or [S, N] of S seeds each, where seeds
+    and problems are both drawn anew. ValueError for other shapes.
+    """
+    difference_SN = np.atleast_2d(np.asarray(a, dtype=float) - np.asarray(b, dtype=float))
+    if difference_SN.ndim != 2 or not difference_SN.size:
+        raise ValueError(f"got an array of shape {difference_SN.shape}, wanted [problems] or [seeds, problems]")
+    rng, (num_seeds, num_problems) = np.random.default_rng(seed), difference_SN.shape
+    means = np.empty(BOOTSTRAPS)
+    for n in range(BOOTSTRAPS):
+        mean_N = difference_SN[rng.integers(num_seeds, size=num_seeds)].mean(0) if num_seeds > 1 else difference_SN[0]
+        means[n] = mean_N[rng.integers(num_problems, size=num_problems)].mean()
+    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    return float(difference_SN.mean()), float(low), float(high)
+
+
+def smallest_difference(sd: float, n: int, *, power: float = 0.8, level: float = 0.95) -> float:
+    """The true mean difference that n paired values of this standard deviation would show so often."""
+    normal = NormalDist()
+    return (normal.inv_cdf((1 + level) / 2) + normal.inv_cdf(power)) * sd / math.sqrt(n)

@@ -1,0 +1,48 @@
+"""Inside: holds the code, calls its function with what the judge sends, and answers with plain data.
+
+Nothing here is safe from the code, and nothing here needs to be: an answer is all that it can give.
+"""
+
+from __future__ import annotations
+
+import sys
+import types
+from typing import Any
+
+from .plain import Gone, Pipe, TooLarge, fingerprint, pack, unpack
+
+NAME = "solution"  # of the module that the code is: what stands under `if __name__ == "__main__"` is not run
+
+
+def solve(judge: Pipe) -> None:
+    """First {code, entry_point}, then {call: arguments} as often as wanted; each answered by {value} or {raised, said}."""
+    given = judge.receive()
+    module = types.ModuleType(NAME)
+    sys.modules[NAME] = module
+    try:
+        exec(compile(given["code"], NAME, "exec", dont_inherit=True), module.__dict__)  # what this process is for
+        function = getattr(module, given["entry_point"])
+    except BaseException as error:
+        judge.send(_raised(error))
+        return
+    judge.send({"value": None})
+    while True:
+        arguments = unpack(judge.receive()["call"])
+        try:
+            value = function(*arguments)
+            try:
+                judge.send({"value": pack(value)})
+            except TooLarge:
+                judge.send({"value": {"print": fingerprint(value)}})
+        except Gone:
+            return
+        except BaseException as error:
+            judge.send(_raised(error))
+
+
+def _raised(error: BaseException) -> dict[str, Any]:
+    try:
+        said = str(error)[:200]
+    except BaseException:
+        said = ""
+    return {"raised": type(error).__name__, "said": said}

@@ -1,0 +1,110 @@
+"""None passes, none escapes, none slows the next: under bubblewrap, and where namespaces are refused."""
+
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import psutil
+import pytest
+
+from raypipe.sandbox.supervisor import Sandbox
+from tests.sandbox.hostile import ATTACKS
+
+PROBLEM = {
+    "prompt": "def total(numbers):\n",
+    "canonical_solution": "    return sum(numbers)\n",
+    "entry_point": "total",
+    "test": None,
+    "inputs": [[[1, 2, 3]], [[]], [[5]], [[1.5, 2]]],
+    "rule": "",
+    "atol": 0.0,
+}
+TEST = """
+def check(candidate):
+    assert candidate([1, 2, 3]) == 6
+    assert candidate([]) == 0
+    assert abs(candidate([1.5, 2]) - 3.5) < 1e-6
+"""
+LAYOUTS = [PROBLEM, {**PROBLEM, "test": TEST}]
+GOOD = "def total(numbers):\n    return sum(numbers)\n"
+WAYS = {"bubblewrap": Sandbox("bubblewrap"), "restricted": Sandbox("restricted")}
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module", params=WAYS)
+def outcomes(request, tmp_path_factory):
+    """Of each attack: its verdicts in both layouts, that of an honest program right after it, and the seconds of all; four at once."""
+    folder = tmp_path_factory.mktemp("witness")
+    folder.chmod(0o755)
+    witness, secret = folder / "witness", folder / "secret"
+    witness.write_text("untouched")
+    secret.write_text("the secret")
+    before = witness.stat()
+    parent = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(1000)"])
+    os.environ["RAYPIPE_TEST_SECRET"] = "the secret"
+    callers = []
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def listen():
+            while True:
+                callers.append(server.accept()[1])
+
+        threading.Thread(target=listen, daemon=True).start()
+        places = {
+            "WITNESS": str(witness), "SECRET_FILE": str(secret), "PORT": str(server.getsockname()[1]), "PARENT": str(parent.pid)
+        }  # fmt: skip
+
+        def attacked(name):
+            code = ATTACKS[name]
+            for word, place in places.items():
+                code = code.replace(word, place)
+            sandbox, started = WAYS[request.param], time.monotonic()
+            verdicts = [sandbox.judged(problem, code) for problem in LAYOUTS]
+            return verdicts, sandbox.judged(PROBLEM, GOOD), time.monotonic() - started
+
+        with ThreadPoolExecutor(4) as threads:
+            found = dict(zip(ATTACKS, threads.map(attacked, ATTACKS), strict=True))
+    now = witness.stat()
+    found["witness"] = witness.read_text() == "untouched" and (now.st_mode, now.st_uid, now.st_mtime) == (
+        before.st_mode, before.st_uid, before.st_mtime
+    )  # fmt: skip
+    found["parent"] = psutil.Process(parent.pid).status() in (psutil.STATUS_SLEEPING, psutil.STATUS_RUNNING)
+    found["callers"] = callers
+    parent.kill()
+    parent.wait()
+    del os.environ["RAYPIPE_TEST_SECRET"]
+    return found
+
+
+@pytest.mark.parametrize("name", ATTACKS)
+def test_none_passes_none_tells(outcomes, name):
+    verdicts, after, seconds = outcomes[name]
+    for verdict in verdicts:
+        print(f"{name}: {verdict} {seconds:.1f} s")
+        assert not verdict.passed
+        assert verdict.reason in ("wrong", "error", "time", "memory", "syntax")
+        assert "ESCAPED" not in verdict.evidence
+    assert after.passed, f"an honest program after it: {after}"
+
+
+def test_nothing_was_touched(outcomes):
+    assert outcomes["witness"] and outcomes["parent"] and not outcomes["callers"]
+    left = [p for p in psutil.process_iter(["cmdline"]) if "sandbox.inside" in " ".join(p.info["cmdline"] or [])]
+    assert not left, "processes that live on"
+
+
+@pytest.mark.parametrize(
+    "name, reason",
+    [
+        ("memory_bomb", "memory"), ("endless_call", "time"), ("sleeps", "time"), ("no_python", "syntax"), ("asserts", "error"),
+        ("exits_hard", "error"), ("always_equal", "wrong"), ("not_a_number", "wrong"), ("no_function", "error"),
+    ],
+)  # fmt: skip
+def test_reasons(outcomes, name, reason):
+    assert outcomes[name][0][0].reason == reason
+
+
