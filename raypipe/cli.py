@@ -93,6 +93,19 @@ def _sweep_k(options: argparse.Namespace) -> None:
         print(sweep.shown(*sweep.sweep(config, numbers)))
 
 
+def _ablate(options: argparse.Namespace) -> None:
+    from raypipe import ablation, ablation_screen  # loads Arrow and the pages
+    from raypipe.experiment_file import load_experiment
+
+    experiment, cells = load_experiment(options.config, options.overrides)
+    with patience(pipeline.PLAN_PATIENCE_S):
+        plans = ablation.plan(experiment, cells)
+        print(ablation_screen.shown_plan(experiment, cells, plans), flush=True)
+    if not options.plan:
+        with stopping.listening():
+            print(ablation_screen.shown(*ablation.ablate(experiment, cells, plans)))
+
+
 def _export(options: argparse.Namespace) -> None:
     from raypipe import export
 
@@ -170,6 +183,11 @@ def _parser() -> argparse.ArgumentParser:
     plan.set_defaults(verb=_plan)
     sweep_k = verbs.add_parser("sweep-k", help="how many clusters? Fits several k on a sample of the embeddings")
     sweep_k.set_defaults(verb=_sweep_k)
+    ablate = verbs.add_parser("ablate", help="is one selection better than another? Runs of several arms and seeds")
+    ablate.add_argument(
+        "--plan", action="store_true", help="which runs, what is done, what they can show; starts nothing"
+    )
+    ablate.set_defaults(verb=_ablate)
     explain = verbs.add_parser("explain", help="what happened to a sample at every stage, in words")
     explain.add_argument("--text", metavar="TEXT", help="words of its instruction, in place of its id")
     explain.set_defaults(verb=_explain)
@@ -178,9 +196,12 @@ def _parser() -> argparse.ArgumentParser:
     export.set_defaults(verb=_export)
     doctor = verbs.add_parser("doctor", help="versions, accelerators, credentials, reach of every path of a config")
     doctor.set_defaults(verb=_doctor)
-    for with_config in (run, plan, sweep_k, explain, export, doctor):
+    for with_config in (run, plan, sweep_k, ablate, explain, export, doctor):
         with_config.add_argument(
-            "config", metavar="CONFIG", help="YAML file", nargs="?" if with_config is doctor else None
+            "config",
+            metavar="EXPERIMENT" if with_config is ablate else "CONFIG",
+            help="YAML file",
+            nargs="?" if with_config is doctor else None,
         )
         if with_config is export:
             export.add_argument("dir", metavar="DIR", help="folder or s3:// URL, empty or with this export begun")

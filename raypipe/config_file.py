@@ -14,7 +14,7 @@ import re
 import typing
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pydantic
 import yaml
@@ -22,6 +22,8 @@ import yaml
 from raypipe.config import Config, Section
 from raypipe.errors import ConfigError
 from raypipe.store import location
+
+S = TypeVar("S", bound=Section)
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
@@ -36,16 +38,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
 
 def load_configs(path: str | Path, overrides: Sequence[str] = ()) -> list[Config]:
     """As `load_config`; one for each value of a list where one value is expected, named NAME@VALUE, and for each pair of two such keys."""
-    try:
-        tree = yaml.load(Path(path).read_text(encoding="utf-8"), _Loader)
-    except OSError as error:
-        raise ConfigError(
-            f"{path}: the configuration cannot be read ({error.strerror}). Give the path of a YAML file"
-        ) from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: not valid YAML in UTF-8: {error}") from error
-    if not isinstance(tree, dict):
-        raise ConfigError(f"{path}: got {type(tree).__name__}, wanted a mapping of sections. See README, 'One file'")
+    tree = read_yaml(path)
     choices = [
         [(key, v, f"@{v}") for v in value] if _several(key, value) else [(key, value, "")]
         for key, value in map(_parsed, overrides)
@@ -57,8 +50,23 @@ def load_configs(path: str | Path, overrides: Sequence[str] = ()) -> list[Config
             _override(mine, key, value)
         if suffix := "".join(suffix for *_, suffix in chosen):
             mine["name"] = f"{mine.get('name')}{re.sub('[^A-Za-z0-9._@-]', '-', suffix)}"
-        configs.append(_absolute(_validate(mine, str(path))))
+        configs.append(_absolute(validated(Config, mine, str(path))))
     return configs
+
+
+def read_yaml(path: str | Path) -> dict[str, Any]:
+    """What is in a file of keys. ConfigError where it is none."""
+    try:
+        tree = yaml.load(Path(path).read_text(encoding="utf-8"), _Loader)
+    except OSError as error:
+        raise ConfigError(
+            f"{path}: the configuration cannot be read ({error.strerror}). Give the path of a YAML file"
+        ) from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not valid YAML in UTF-8: {error}") from error
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{path}: got {type(tree).__name__}, wanted a mapping of sections. See README, 'One file'")
+    return tree
 
 
 class _Loader(yaml.SafeLoader):
@@ -113,19 +121,20 @@ def _several(key: str, value: Any) -> bool:
     )
 
 
-def _validate(tree: dict[str, Any], where: str) -> Config:
+def validated(kind: type[S], tree: dict[str, Any], where: str) -> S:
+    """ConfigError with every fault."""
     try:
-        return Config.model_validate_json(json.dumps(tree, default=str))
+        return kind.model_validate_json(json.dumps(tree, default=str))
     except pydantic.ValidationError as error:
-        faults = [_fault(fault) for fault in error.errors()]
+        faults = [_fault(kind, fault) for fault in error.errors()]
         raise ConfigError(f"{where}: " + "\n  ".join(faults)) from error
 
 
-def _fault(fault: Any) -> str:
+def _fault(kind: type[Section], fault: Any) -> str:
     names = [str(name) for name in fault["loc"]]
     key = ".".join(names)
     if fault["type"] == "extra_forbidden":
-        near = _nearest(names)
+        near = _nearest(kind, names)
         return f"{key}: unknown key" + (f". Did you mean {near}?" if near else "")
     if fault["type"] == "missing":
         return f"{key}: missing, and has no default. Add it"
@@ -136,9 +145,9 @@ def _fault(fault: Any) -> str:
     return f"{key}: {message}{got}"
 
 
-def _nearest(names: list[str]) -> str | None:
+def _nearest(kind: type[Section], names: list[str]) -> str | None:
     """The valid key closest to an unknown one: first in its own section, then anywhere."""
-    parent, keys = ".".join(names[:-1]), all_keys(Config)
+    parent, keys = ".".join(names[:-1]), all_keys(kind)
     siblings = {_leaf(key): key for key in keys if key == f"{parent}.{_leaf(key)}".lstrip(".")}
     for known, likeness in ((siblings, 0.6), ({_leaf(key): key for key in keys}, 0.75)):
         if near := difflib.get_close_matches(names[-1], known, 1, likeness):

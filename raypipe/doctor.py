@@ -21,7 +21,9 @@ from raypipe.errors import ConfigError, RaypipeError, Stopped
 from raypipe.identity import object_digest
 from raypipe.machine import MACHINE, Doubt, disk, gpus
 from raypipe.ops.trackers import check_installed
+from raypipe.ops.warnings import of_evaluation
 from raypipe.s3 import patience
+from raypipe.sandbox.supervisor import find_sandbox
 from raypipe.store import Folder
 
 PATIENCE_S = 10.0
@@ -59,11 +61,14 @@ def _of_config(config: Config) -> Iterator[Check]:
         models["score.model"] = config.score_model
     centers = config.cluster.centers
     given = {f"{name}.given": getattr(config, name).given or () for name in ("embed", "cluster", "score")}
-    places = (root, *config.ingest.paths, *models.values(), *filter(None, [centers]), *itertools.chain(*given.values()))
+    own = (*models.values(), *filter(None, [centers]), *config.evaluate.tasks.values())
+    places = (root, *config.ingest.paths, *own, *itertools.chain(*given.values()))
     remote, answers = [place for place in places if _is_remote(place)], True
     yield _checked("resources", partial(_resources, config))
     if config.train.report_to:
         yield _checked("trackers", partial(_trackers, config))
+    if config.evaluate.execute:
+        yield _checked("sandbox", partial(_sandbox, config))
     yield _checked("nodes", partial(_nodes, places))
     if remote:
         yield _checked("credentials", reach.credentials)
@@ -72,6 +77,8 @@ def _of_config(config: Config) -> Iterator[Check]:
     asked = {key: (place, partial(reach.model, key, place, endpoint)) for key, place in models.items()}
     if centers:
         asked["cluster.centers"] = (centers, partial(object_digest, "cluster.centers", centers, endpoint))
+    for name, path in config.evaluate.tasks.items():
+        asked[f"task {name}"] = (path, partial(reach.problems, f"evaluate.tasks.{name}", path, endpoint))
     for key, paths in given.items():
         if paths:
             asked[key] = (next(filter(_is_remote, paths), paths[0]), partial(reach.files, key, paths, endpoint))
@@ -104,7 +111,7 @@ def _of_root(root: Folder) -> Iterator[Check]:
 
 
 def _resources(config: Config) -> str:
-    pools = {name: getattr(config.resources, name).gpus for name in ("embed", "cluster", "score", "train")}
+    pools = {name: getattr(config.resources, name).gpus for name in ("embed", "cluster", "score", "train", "evaluate")}
     wanted = ", ".join(f"{name} {number:g}" for name, number in pools.items() if number)
     if not wanted:
         return "no stage asks for a GPU"
@@ -116,6 +123,13 @@ def _resources(config: Config) -> str:
 def _trackers(config: Config) -> str:
     check_installed(config.train.report_to)
     return f"{', '.join(config.train.report_to)}: installed here"
+
+
+def _sandbox(config: Config) -> str:
+    """Of this machine: others may allow another."""
+    found = find_sandbox(config.evaluate.execute_without_sandbox)
+    said = of_evaluation({found.kind: 1})
+    return Doubt(f"{found.kind}: {found.why_not}") if said else f"{found.kind}: for what models wrote"
 
 
 def _nodes(places: Sequence[str]) -> str:

@@ -106,12 +106,17 @@ def _etags(key: str, folder: Folder, needs: str) -> tuple[list[Found], str]:
     return files, hashlib.sha256(canonical_json(names).encode()).hexdigest()[:24]
 
 
-def object_digest(key: str, uri: str, endpoint: str | None = None) -> str:
-    """sha256 of a small file or object. ConfigError, naming `key`, where there is none."""
+def read_object(key: str, uri: str, endpoint: str | None = None) -> bytes:
+    """A small file or object. ConfigError, naming `key`, where there is none."""
     place, _, name = uri.rpartition("/")
     if (data := Folder.at(place or "/", endpoint).find(name)) is None:
         raise ConfigError(f"{key}: {uri} is not there. Give the path of a file, or of an object on S3")
-    return hashlib.sha256(data).hexdigest()
+    return data
+
+
+def object_digest(key: str, uri: str, endpoint: str | None = None) -> str:
+    """sha256 of what `read_object` reads."""
+    return hashlib.sha256(read_object(key, uri, endpoint)).hexdigest()
 
 
 def file_digest(path: Path) -> str:
@@ -129,9 +134,7 @@ def resolved_backend(key: str, backend: str) -> str:
     """`auto` is vLLM where it is installed, else transformers; asked without importing it. ConfigError, naming `key`, without vLLM."""
     installed = importlib.util.find_spec("vllm") is not None
     if backend == "vllm" and not installed:
-        raise ConfigError(
-            f"{key}: vllm is not installed. Install raypipe[vllm], or set {key}=transformers"
-        )
+        raise ConfigError(f"{key}: vllm is not installed. Install raypipe[vllm], or set {key}=transformers")
     return ("vllm" if installed else "transformers") if backend == "auto" else backend
 
 

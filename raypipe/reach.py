@@ -17,6 +17,7 @@ from raypipe.errors import ConfigError, StorageError
 from raypipe.lake import list_lake, list_slices
 from raypipe.local import refusals
 from raypipe.machine import Doubt
+from raypipe.ops.problems import read_problems
 from raypipe.s3 import client
 from raypipe.screen import size
 from raypipe.store import Folder, storage_of
@@ -110,6 +111,10 @@ def model(key: str, name: str, endpoint: str | None) -> str:
 def files(key: str, paths: Sequence[str], endpoint: str | None) -> str:
     found = list_slices(key, paths, endpoint=endpoint)
     return f"{len(found):,} files, {size(sum(file.size for file in found))}"
+
+
+def problems(key: str, path: str, endpoint: str | None) -> str:
+    return f"{len(read_problems(path, identity.read_object(key, path, endpoint))):,} problems"
 
 
 def lake(config: Config) -> str:

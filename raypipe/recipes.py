@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from typing import Any
 
 from raypipe.config import Config
-from raypipe.identity import model_identity, object_digest, resolved_backend
+from raypipe.identity import model_identity, object_digest, read_object, resolved_backend
 from raypipe.lake import chain_digests, list_slices
+from raypipe.ops.problems import read_problems
 from raypipe.stage import Stage
 
 
@@ -63,7 +65,11 @@ def _generate_content(config: Config) -> dict[str, Any]:
     evaluate, tasks = config.evaluate, config.evaluate.tasks
     if not tasks:
         return {"tasks": {}}
-    digests = {name: object_digest(f"evaluate.tasks.{name}", tasks[name], config.storage.endpoint) for name in sorted(tasks)}
+    digests = {}
+    for name in sorted(tasks):
+        data = read_object(f"evaluate.tasks.{name}", tasks[name], config.storage.endpoint)
+        read_problems(tasks[name], data)  # what is wrong with it is better said now than after training
+        digests[name] = hashlib.sha256(data).hexdigest()
     draws = {"seed": config.seed, "temperature": evaluate.temperature} if evaluate.num_completions > 1 else {}
     named = {"template": config.template, "backend": resolved_backend("evaluate.backend", evaluate.backend)}
     content = {name: value for name, value in evaluate.content().items() if name != "temperature"}

@@ -6,7 +6,7 @@ alike. The driver reads them itself, ahead in threads: 80 parts of 4 MiB take se
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import reduce
 
 import numpy as np
@@ -14,11 +14,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from raypipe.ops.composition import CANDIDATES
-from raypipe.ops.style import styles
+from raypipe.ops.style import languages, styles
 from raypipe.part import Table
 from raypipe.read_ahead import read_ahead
 
 SAMPLED_ROWS = 200_000
+LANGUAGE, GUESSED = "language", 2000
 
 
 def spread(parts: Sequence[str], num_rows: int, most: int = SAMPLED_ROWS) -> tuple[str, ...]:
@@ -46,6 +47,29 @@ def styled(ingest: Table, parts: Sequence[str]) -> pa.Table:
         return beside(rows.drop_columns("response"), styles(rows.column("response")))
 
     return gathered([ingest.only("sample_id", "response")], parts, without_text)
+
+
+def values_of(
+    tables: Mapping[str, Table], column: str, sample_ids: Collection[str], carried: Collection[str]
+) -> dict[str, str | None]:
+    """A carried column of these samples, by sample_id; where LANGUAGE is asked for and not carried, their language as `ops.style` tells it, of
+    at most GUESSED of them."""
+    wanted = pa.array(sample_ids, pa.string())
+    if column in carried:
+        clean = tables["clean"].only("sample_id", "status", column)
+        is_wanted = (pc.field("status") == "ok") & pc.is_in(pc.field("sample_id"), wanted)
+        rows = gathered([clean], clean.parts, lambda rows: rows.filter(is_wanted))
+        values = rows.column(column).to_pylist()
+    elif column == LANGUAGE:
+        ingest = tables["ingest"].only("sample_id", "response")
+        parts = spread(ingest.parts, tables["ingest"].manifest["rows"])
+        rows = gathered([ingest], parts, lambda rows: rows.filter(pc.is_in(pc.field("sample_id"), wanted))).slice(
+            0, GUESSED
+        )
+        values = languages(rows.column("response").to_pylist())
+    else:
+        raise ValueError(f"{column} is not carried, and is not {LANGUAGE}")
+    return dict(zip(rows.column("sample_id").to_pylist(), values, strict=True))
 
 
 def candidates(tables: Mapping[str, Table], parts: Sequence[str], known: pa.Table) -> pa.Table:

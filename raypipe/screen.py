@@ -145,11 +145,26 @@ def _pack_words(found: Manifests) -> list[str]:
     return [line]
 
 
+def _evaluate_words(found: Manifests) -> list[str]:
+    return [score_words(task, scores) for task, scores in found["evaluate"]["summary"].get("scores", {}).items()]
+
+
+def score_words(task: str, scores: Mapping[str, Any]) -> str:
+    def share(of: Mapping[str, float]) -> str:
+        return f"{of['mean']:.1%} ({of['low']:.1%} to {of['high']:.1%})"
+
+    pairs = [f"{name} {share(scores['base'][name])} -> {share(scores['tuned'][name])}" for name in scores["base"]]
+    d = scores["difference"]
+    points = f"paired difference {100 * d['mean']:+.1f} points ({100 * d['low']:+.1f} to {100 * d['high']:+.1f})"
+    return f"{task}, {scores['num_problems']} problems: {', '.join(pairs)}; {points}"
+
+
 _WORDS: Sequence[tuple[set[str], Callable[[Manifests], list[str]]]] = (
     ({"ingest"}, _ingest_words),
     ({"ingest", "score"}, _score_words),
     (set(), lambda found: [f"! {text}" for text in said(found)]),
     ({"pack"}, _pack_words),
+    ({"evaluate"}, _evaluate_words),
 )
 
 

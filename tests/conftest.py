@@ -49,16 +49,13 @@ def embedder(tmp_path_factory) -> Path:
     return link
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def ray_address():
-    """A cluster for the processes of the command line that a module starts: to start Ray takes most of the time of a short one."""
-    from ray.cluster_utils import Cluster
+    """A cluster for processes of the command line that tests start: to start Ray takes most of the time of a short one."""
+    from tests.lakes import ray_cluster
 
-    settings = {"idle_worker_killing_time_threshold_ms": 10_000}  # as Ray on one machine has it here
-    head = {"num_cpus": os.cpu_count(), "include_dashboard": False, "_system_config": settings}
-    cluster = Cluster(initialize_head=True, head_node_args=head)
-    yield cluster.address
-    cluster.shutdown()
+    with ray_cluster() as address:
+        yield address
 
 
 @pytest.fixture
@@ -68,14 +65,14 @@ def shared_ray(ray_address, monkeypatch):
 
 
 @pytest.fixture(scope="session")
-def finished(tmp_path_factory, random_model, embedder):
+def finished(tmp_path_factory, random_model, embedder, ray_address):
     """A finished run of the whole chain on 220 samples: (folder, config, its process)."""
     from tests.lakes import raypipe, write_config, write_lake
 
     folder = tmp_path_factory.mktemp("chain")
     write_lake(folder / "lake", num_samples=220)
     config = write_config(folder / "test.yaml", model=random_model, embedder=embedder)
-    done = raypipe("run", config)
+    done = raypipe("run", config, RAY_ADDRESS=ray_address)
     assert done.returncode == 0, done.stderr
     return folder, config, done
 

@@ -6,6 +6,8 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import yaml
@@ -13,6 +15,7 @@ import yaml
 from raypipe.ops.synthetic import chunk_lines
 
 PROJECT = Path(__file__).resolve().parents[1]
+ONE = {"actors": [1, 1]}  # loading a model costs more than using it here
 
 
 def write_lake(folder: Path, *, num_samples: int = 200, files: int = 4, seed: int = 7) -> list[bytes]:
@@ -38,7 +41,7 @@ def write_config(path: Path, *, model: Path, embedder: Path, **sections) -> Path
         "pack": {"max_length": 1024},
         "train": {"epochs": 1, "samples_per_step": 16, "warmup_steps": 2, "learning_rate": 1.0e-3, "dtype": "float32"},
         "storage": {"root": str(path.parent / "root")},
-        "resources": {"train": {"workers": [1, 2], "micro_batch_tokens": 2048}},
+        "resources": {"embed": ONE, "score": ONE, "train": {"workers": [1, 2], "micro_batch_tokens": 2048}},
     }
     for name, section in sections.items():
         tree[name] = {**tree.get(name, {}), **section} if isinstance(section, dict) else section
@@ -50,6 +53,18 @@ def raypipe(*words: object, **environment: str) -> subprocess.CompletedProcess:
     """The command line in a process of its own."""
     command = [sys.executable, "-m", "raypipe.cli", *map(str, words)]
     return subprocess.run(command, capture_output=True, text=True, env={**os.environ, **environment}, cwd=PROJECT)
+
+
+@contextmanager
+def ray_cluster() -> Iterator[str]:
+    """The address of a cluster of one node on this machine, whose workers keep this process's variables of now."""
+    from ray.cluster_utils import Cluster
+
+    settings = {"idle_worker_killing_time_threshold_ms": 10_000}  # as Ray on one machine has it here
+    head = {"num_cpus": os.cpu_count(), "include_dashboard": False, "_system_config": settings}
+    cluster = Cluster(initialize_head=True, head_node_args=head)
+    yield cluster.address
+    cluster.shutdown()
 
 
 def wait_until(condition, driver: subprocess.Popen | None = None, timeout_s: float = 240):

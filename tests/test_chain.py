@@ -117,7 +117,7 @@ def test_a_finished_run_answers_at_once_without_ray(finished):
 
 
 def test_other_resources_rerun_nothing(finished):
-    done = raypipe("run", finished[1], "resources.embed.actors=[1, 1]", "resources.score.max_batch_tokens=512")
+    done = raypipe("run", finished[1], "resources.embed.actors=[1, 2]", "resources.score.max_batch_tokens=512")
     assert done.returncode == 0 and " starts " not in done.stderr and done.stdout.count("done") >= 9
 
 

@@ -109,7 +109,7 @@ def shuffled(table, folder, files=3):
     return folder
 
 
-def test_what_was_computed_may_be_given(finished, tmp_path):
+def test_what_was_computed_may_be_given(finished, tmp_path, shared_ray):
     """All three of a finished run, in another order, give its selection again without loading a model that embeds or scores."""
     root, tables = tmp_path / "root", {}
     for stage, names in (
@@ -138,7 +138,7 @@ def test_what_was_computed_may_be_given(finished, tmp_path):
     assert [manifest(root, stage)["summary"]["warnings"] for stage in ("embed", "score")] == [[], []]
 
 
-def test_what_is_missing_or_too_much_is_counted(finished, tmp_path):
+def test_what_is_missing_or_too_much_is_counted(finished, tmp_path, shared_ray):
     """A sample that is silently without a score is one that can never be selected, and nobody knows why."""
     root = tmp_path / "root"
     shutil.copytree(finished[0] / "root", root)

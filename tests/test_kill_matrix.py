@@ -143,7 +143,8 @@ def world(rgw, proxy, tmp_path_factory, embedder):
     os.environ.update(environment)  # raylets, and what they start, get it from here
     write_lake(folder / "lake", num_samples=360, files=12)
     config = write_config(
-        folder / "test.yaml", model=model, embedder=embedder, ingest={"part_bytes": 6000}, cluster={"num_clusters": 8}
+        folder / "test.yaml", model=model, embedder=embedder, ingest={"part_bytes": 6000}, cluster={"num_clusters": 8},
+        resources={"embed": {}, "score": {}},
     )  # fmt: skip
     health = {"health_check_initial_delay_ms": 0, "health_check_period_ms": 500, "health_check_failure_threshold": 4}
     settings = {**health, "idle_worker_killing_time_threshold_ms": 10_000}  # as Ray on one machine has it here

@@ -11,7 +11,7 @@ NUM_ROWS = 600
 
 
 @pytest.mark.slow
-def test_on_code_alpaca(shared, tmp_path, random_model, embedder):
+def test_on_code_alpaca(shared, tmp_path, random_model, embedder, shared_ray):
     """Synthetic scores have no ties, no clusters of one kind and no samples that are hard for a reason; real ones have."""
     with gzip.open(shared / "data" / "code_alpaca_20k" / "part-00.jsonl.gz") as lines:
         rows = [next(lines) for _ in range(NUM_ROWS)]

@@ -107,7 +107,7 @@ def test_every_sample_shown_is_what_the_lake_holds(finished):
     assert told["warnings"] == warnings and all(f"! {text}" in finished[2].stdout for text in warnings)
 
 
-def test_no_text_where_none_is_asked_for(finished, tmp_path):
+def test_no_text_where_none_is_asked_for(finished, tmp_path, shared_ray):
     """`exemplars_per_cluster: 0` is a promise: the page may be shown to those who may not see the data."""
     root = tmp_path / "root"
     shutil.copytree(finished[0] / "root", root)

@@ -54,10 +54,7 @@ def parts(root, stage):
 @pytest.fixture
 def config(tmp_path, random_model, embedder):
     write_lake(tmp_path / "lake", num_samples=450, files=2)
-    return write_config(
-        tmp_path / "test.yaml", model=random_model, embedder=embedder, ingest={"part_bytes": 6000},
-        resources={"score": {"actors": [1, 1]}},
-    )  # fmt: skip
+    return write_config(tmp_path / "test.yaml", model=random_model, embedder=embedder, ingest={"part_bytes": 6000})
 
 
 def test_sigterm_commits_what_is_done(config, tmp_path):

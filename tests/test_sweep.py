@@ -15,12 +15,12 @@ from tests.lakes import manifest, raypipe, stage_folder
 
 
 @pytest.fixture(scope="module")
-def swept(finished, tmp_path_factory):
+def swept(finished, tmp_path_factory, ray_address):
     """A finished root under other hands, and a sweep over it: (root, words, its process)."""
     root = tmp_path_factory.mktemp("sweep") / "root"
     shutil.copytree(finished[0] / "root", root)
     words = ("sweep-k", finished[1], f"storage.root={root}", 5, "2", "20", 20)
-    return root, words, raypipe(*words)
+    return root, words, raypipe(*words, RAY_ADDRESS=ray_address)
 
 
 def folder_of(root):

@@ -15,7 +15,7 @@ WATCHED = {
 
 
 @pytest.fixture(scope="module")
-def adapted(finished, tmp_path_factory):
+def adapted(finished, tmp_path_factory, ray_address):
     """LoRA on rows packed as the paper does, two trackers: (root, its process)."""
     root = tmp_path_factory.mktemp("adapted") / "root"
     shutil.copytree(finished[0] / "root", root)
@@ -23,7 +23,7 @@ def adapted(finished, tmp_path_factory):
         f"storage.root={root}", "pack.strategy=dynamic_pack", "train.epochs=2", "train.samples_per_step=8",
         "train.lora={r: 4, alpha: 8, export: adapter}", "train.report_to=[tensorboard, wandb]", "--until", "train",
     ]  # fmt: skip
-    done = raypipe("run", finished[1], *words)
+    done = raypipe("run", finished[1], *words, RAY_ADDRESS=ray_address)
     assert done.returncode == 0, done.stderr
     return root, done
 

@@ -51,7 +51,14 @@ class TransformersGenerator:
     """Prompts of about equal length together, padded on the left, at most `max_batch_tokens` with what they become."""
 
     def __init__(
-        self, model: str, adapter: str | None, tokenizer: Any, device: str, dtype: str, max_length: int, max_batch_tokens: int
+        self,
+        model: str,
+        adapter: str | None,
+        tokenizer: Any,
+        device: str,
+        dtype: str,
+        max_length: int,
+        max_batch_tokens: int,
     ) -> None:
         import torch
         from transformers import AutoModelForCausalLM
@@ -70,7 +77,9 @@ class TransformersGenerator:
 
         torch.manual_seed(seed)
         made = [[""] * sampling.num_completions for _ in prompts]
-        order = sorted((n for n in range(len(prompts)) if len(prompts[n]) < self.max_length), key=lambda n: -len(prompts[n]))
+        order = sorted(
+            (n for n in range(len(prompts)) if len(prompts[n]) < self.max_length), key=lambda n: -len(prompts[n])
+        )
         while order:
             longest = min(len(prompts[order[0]]) + sampling.max_new_tokens, self.max_length)
             count = max(1, self.max_batch_tokens // (longest * sampling.num_completions))

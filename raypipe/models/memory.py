@@ -62,7 +62,11 @@ def _per_token(config: Any, itemsize: int, gpus: int) -> tuple[int, int, int]:
     heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
     head_dim = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
     layer_bytes = (4 * text.hidden_size + 3 * width) * itemsize
-    return layer_bytes, LOGIT_BYTES * text.vocab_size, 2 * text.num_hidden_layers * -(-heads // gpus) * head_dim * itemsize
+    return (
+        layer_bytes,
+        LOGIT_BYTES * text.vocab_size,
+        2 * text.num_hidden_layers * -(-heads // gpus) * head_dim * itemsize,
+    )
 
 
 def weight_bytes(config: Any, itemsize: int) -> int:

@@ -11,17 +11,20 @@ program, behind the imports of the problem's text; where not, it is taken for th
 from __future__ import annotations
 
 import ast
+import re
 from typing import Any, Literal
 
 from raypipe.ops.problems import Kind, Problem
 
 Form = Literal["completion", "instruction"]
+FORMS: dict[str, Form] = {"base": "completion", "tuned": "instruction"}  # of a run's models
 BEGINNING = "```python\n"  # of an answer, given to the model
 FENCE = "\n```"
 INSTRUCTIONS: dict[Kind, str] = {
     "function": "Please complete the following Python function in a markdown style code block:\n```python\n{prompt}\n```",
     "text": "Please write the Python function in a markdown style code block that complies with the following instruction.\n{prompt}",
 }
+FUTURE = re.compile(r"^from __future__ import .*\n", re.MULTILINE)  # has to be the first statement
 ALWAYS = ("\nif __name__", "\ndef main(", "\nprint(", "\nassert", FENCE)
 STOPS: dict[tuple[Form, Kind], tuple[str, ...]] = {
     ("completion", "function"): (*ALWAYS, "\ndef ", "\nclass ", "\nimport ", "\nfrom "),
@@ -51,7 +54,7 @@ def program(form: Form, problem: Problem, completion: str) -> str:
     if defined is None and form == "completion" and problem.kind == "function":
         return problem.prompt + text
     if defined is not None and problem.entry_point in defined:
-        return _imports(problem.prompt) + text
+        return "".join(FUTURE.findall(text)) + _imports(problem.prompt) + FUTURE.sub("", text)
     return problem.prompt + text if problem.kind == "function" else text
 
 
@@ -62,7 +65,13 @@ def _defined(text: str) -> set[str] | None:
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return None
     names = {node.name for node in tree.body if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef))}
-    return names | {target.id for node in tree.body if isinstance(node, ast.Assign) for target in node.targets if isinstance(target, ast.Name)}
+    return names | {
+        target.id
+        for node in tree.body
+        if isinstance(node, ast.Assign)
+        for target in node.targets
+        if isinstance(target, ast.Name)
+    }
 
 
 def _imports(prompt: str) -> str:
@@ -80,6 +89,10 @@ def said(form: Form) -> dict[str, Any]:
         "completion": "the problem's own text",
         "instruction": "the training template around an instruction, then the first line of a code block",
     }
-    texts = {} if form == "completion" else {"instructions": dict(INSTRUCTIONS), "beginning": BEGINNING}
+    texts = (
+        {}
+        if form == "completion"
+        else {"instructions": {str(kind): text for kind, text in INSTRUCTIONS.items()}, "beginning": BEGINNING}
+    )
     ends = {kind: list(stops(form, kind)) for kind in INSTRUCTIONS}
     return {"form": form, "given": given[form], **texts, "stops": ends}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -28,15 +28,19 @@ def paired_difference(held_out: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def losses_by_cluster(held_out: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Of each cluster with held-out samples: token means in nats before and after."""
-    clusters, tokens = np.array(held_out["cluster_ids"], dtype=object), np.array(held_out["num_tokens"], dtype=float)
+    return losses_by("cluster", held_out, held_out["cluster_ids"])
+
+
+def losses_by(name: str, held_out: Mapping[str, Any], group_N: Sequence[Any]) -> list[dict[str, Any]]:
+    """Of each group with held-out samples, by its value under `name`: token means in nats before and after. None is no group."""
+    groups, tokens = np.array(group_N, dtype=object), np.array(held_out["num_tokens"], dtype=float)
     before, after = _first_and_last(held_out)
     rows = []
-    for cluster in sorted(set(clusters) - {None}):
-        its = clusters == cluster
+    for group in sorted(set(group_N) - {None}):
+        its = groups == group
         losses = {"loss_before": before[its].sum(), "loss_after": after[its].sum()}
-        means = {name: float(total / tokens[its].sum()) for name, total in losses.items()}
-        rows.append({"cluster": int(cluster), "num_samples": int(its.sum()), **means})
+        means = {of: float(total / tokens[its].sum()) for of, total in losses.items()}
+        rows.append({name: group, "num_samples": int(its.sum()), **means})
     return rows
 
 

@@ -42,8 +42,8 @@ def fixed(value: Any, digits: int = 3) -> str:
     return f"{value:,.{digits}f}" if is_number(value) else UNKNOWN
 
 
-def signed(value: Any) -> str:
-    return f"{value:+,.3f}".replace("-", MINUS) if is_number(value) else UNKNOWN
+def signed(value: Any, digits: int = 3) -> str:
+    return f"{value:+,.{digits}f}".replace("-", MINUS) if is_number(value) else UNKNOWN
 
 
 def percent(value: Any) -> str:

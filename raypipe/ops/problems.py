@@ -17,6 +17,7 @@ from typing import Any, Literal
 from raypipe.errors import DataError
 from raypipe.sandbox.comparing import RULES
 
+PROBLEMS = "_problems"  # folder of stage generate that holds them in parts
 Kind = Literal["function", "text"]
 COMMON = {"task_id": str, "prompt": str, "entry_point": str, "canonical_solution": str}
 OF_INPUTS = {"base_input": list, "plus_input": (list, dict), "atol": (int, float)}  # one of MBPP+ has {} for no inputs
@@ -88,12 +89,14 @@ def read_problems(where: str, data: bytes) -> list[Problem]:
     except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
         raise DataError(f"{where}: not readable as JSONL or JSONL.gz in UTF-8: {error}. Copy it anew") from error
     problems, seen = list[Problem](), dict[str, int]()
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(text.split("\n"), 1):  # JSON may hold U+2028, at which splitlines() cuts
         if line.strip():
             problem = Problem(line)
             _check(f"{where}: line {number}", problem)
             if (before := seen.setdefault(problem.problem_id, number)) != number:
-                raise DataError(f"{where}: line {number}: {problem.problem_id} is on line {before} too. Leave one of them out")
+                raise DataError(
+                    f"{where}: line {number}: {problem.problem_id} is on line {before} too. Leave one of them out"
+                )
             problems.append(problem)
     if not problems:
         raise DataError(f"{where}: no problems in it. Wanted a line of JSON for each")
@@ -103,18 +106,40 @@ def read_problems(where: str, data: bytes) -> list[Problem]:
 def _check(where: str, problem: Problem) -> None:
     try:
         fields = json.loads(problem.record)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{where}: not JSON: {error}. Wanted one problem a line") from error
     if not isinstance(fields, dict):
         raise DataError(f"{where}: got {type(fields).__name__}, wanted an object with the fields of a problem")
     wanted: dict[str, Any] = COMMON | (OF_INPUTS if "base_input" in fields else {"test": str})
     for name, kind in wanted.items():
         if not isinstance(fields.get(name), kind):
-            got = f"of type {type(fields[name]).__name__}" if name in fields else f"missing; there are {', '.join(sorted(fields))}"
+            got = (
+                f"of type {type(fields[name]).__name__}"
+                if name in fields
+                else f"missing; there are {', '.join(sorted(fields))}"
+            )
             raise DataError(
                 f"{where}: {name} is {got}. Wanted HumanEval's layout (task_id, prompt, entry_point, canonical_solution, test), or evalplus's "
                 "(base_input, plus_input, atol in place of test)"
             )
+    if problem.test is None:
+        _check_inputs(where, problem, [*fields["base_input"], *fields["plus_input"]])
+    elif "def check(" not in problem.test:
+        raise DataError(f"{where}: test does not define check. Wanted `def check(candidate)`, as HumanEval has it")
+
+
+def _check_inputs(where: str, problem: Problem, given: list[Any]) -> None:
+    for arguments in given:
+        if not isinstance(arguments, list):
+            raise DataError(
+                f"{where}: an input is of type {type(arguments).__name__}. Wanted a list of arguments for each call"
+            )
+    try:
+        _ = problem.inputs
+    except (AttributeError, LookupError, TypeError, ValueError) as error:
+        raise DataError(
+            f"{where}: the inputs of {problem.problem_id} are not laid out as MBPP+'s: {error}. Take evalplus's file, or another task_id"
+        ) from error
 
 
 def _tuples(depth: int) -> Callable[[Any], Any]:

@@ -68,13 +68,12 @@ def plan_steps(shapes: Shapes, *, epochs: int, samples_per_step: int, seed: int)
 
 def plan_budget(shapes: Shapes, *, samples_per_step: int, seed: int, **budget: int) -> list[Step]:
     """Epoch after epoch as `plan_steps` has them, up to the step that reaches the budget: `samples`, `target_tokens` or `steps`."""
-    ((kind, wanted),) = budget.items()
-    held = {"samples": lambda step: step.num_samples, "target_tokens": lambda step: step.target_tokens, "steps": lambda _: 1}
+    ((kind, left),) = budget.items()
     steps: list[Step] = []
     for step in (step for epoch in count() for step in _epoch(shapes, epoch, samples_per_step, seed)):
         steps.append(step)
-        wanted -= held[kind](step)
-        if wanted <= 0:
+        left -= {"samples": step.num_samples, "target_tokens": step.target_tokens, "steps": 1}[kind]
+        if left <= 0:
             break
     return steps
 

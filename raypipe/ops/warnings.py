@@ -124,3 +124,21 @@ def of_steps(num_steps: int) -> list[str]:
     if num_steps >= FEW_STEPS:
         return []
     return [f"training took only {num_steps} optimiser steps. Lower train.samples_per_step, or train for more epochs"]
+
+
+def of_evaluation(sandboxes: Mapping[str, int]) -> list[str]:
+    """`sandboxes`: completions that ran in each kind; none: nothing was run."""
+    if not sandboxes:
+        return [
+            "evaluate: nothing that a model wrote was run, so there are no scores. To run it, in a sandbox: evaluate.execute=true"
+        ]
+    said = {
+        "restricted": "without namespaces, only with system calls, files and limits restricted. Where that is not enough, install bubblewrap and "
+        "allow user namespaces",
+        "unprotected": "WITHOUT A SANDBOX, as evaluate.execute_without_sandbox allows: they could read, write and reach all that raypipe may",
+    }
+    return [
+        f"evaluate: {count:,} completions of models ran {said[kind]}"
+        for kind, count in sandboxes.items()
+        if kind in said
+    ]

@@ -85,7 +85,7 @@ def confine(
 
 def landlock_version() -> int:
     """0 where the kernel has none, or does not let it be used."""
-    return max(0, _libc().syscall(LANDLOCK_CREATE, None, 0, 1))
+    return max(0, int(_libc().syscall(LANDLOCK_CREATE, None, 0, 1)))
 
 
 def _restrict_files(read: Sequence[str], write: Sequence[str]) -> None:
@@ -97,7 +97,9 @@ def _restrict_files(read: Sequence[str], write: Sequence[str]) -> None:
     for path, rights in [*((path, READ) for path in read), *((path, handled) for path in write)]:
         place = os.open(path, os.O_PATH | os.O_CLOEXEC)
         rights &= handled if os.path.isdir(path) else OF_FILES & handled
-        _checked(_libc().syscall(LANDLOCK_ADD, ruleset, 1, ctypes.create_string_buffer(struct.pack("=Qi", rights, place)), 0))
+        _checked(
+            _libc().syscall(LANDLOCK_ADD, ruleset, 1, ctypes.create_string_buffer(struct.pack("=Qi", rights, place)), 0)
+        )
         os.close(place)
     _checked(_libc().syscall(LANDLOCK_RESTRICT, ruleset, 0))
     os.close(ruleset)
@@ -125,7 +127,10 @@ def _instructions() -> Iterator[bytes]:
     for numbers in DENIED.values():
         if (number := numbers[column]) is not None:
             yield from (step(EQUAL, number, 0, 1), refuse)
-    yield from (step(EQUAL, CLONE3[column], 0, 1), step(RETURN, REFUSE | errno.ENOSYS))  # its flags cannot be seen: libc then calls clone
+    yield from (
+        step(EQUAL, CLONE3[column], 0, 1),
+        step(RETURN, REFUSE | errno.ENOSYS),
+    )  # its flags cannot be seen: libc then calls clone
     yield from (step(EQUAL, CLONE[column], 0, 3), step(LOAD, FIRST_ARGUMENT), step(BIT, CLONE_THREAD, 1), refuse)
     yield step(RETURN, ALLOW)
 

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from .comparing import equal
-from .plain import Gone, Pipe, TooLate, pack, unpack
+from .plain import Gone, Pipe, TooLate, pack, packed, unpack
 
 START_S = 10.0  # that the code may take to be run, start of its process included
 CALL_S, TIMES_CANONICAL = 4.0, 4.0  # a call may take the longer of both
@@ -93,11 +93,16 @@ class _Reference:
         self._run(problem["prompt"] + problem["canonical_solution"])
         if problem["test"] is not None:
             self._run(problem["test"])
+        wanted = [problem["entry_point"], *(["check"] if problem["test"] is not None else [])]
+        if missing := [name for name in wanted if not callable(self.names.get(name))]:
+            raise Broken(f"it does not define {' and '.join(missing)}")
         self.solution = self.names[problem["entry_point"]]
 
     def _run(self, code: str) -> None:
         try:
-            exec(compile(code, "problem", "exec", dont_inherit=True), self.names)  # of the file that the user evaluates with
+            exec(
+                compile(code, "problem", "exec", dont_inherit=True), self.names
+            )  # of the file that the user evaluates with
         except Exception as error:
             raise Broken(f"{type(error).__name__}: {error}") from error
 
@@ -127,7 +132,9 @@ class _Reference:
         """And the seconds that it took."""
         started = time.monotonic()
         try:
-            expected = self.solution(*copy.deepcopy(arguments))
+            expected = unpack(
+                packed(self.solution(*copy.deepcopy(arguments)))
+            )  # as an answer comes, and in the same time
         except Exception as error:
             raise Broken(f"on {SHORT.repr(arguments)}: {type(error).__name__}: {error}") from error
         return expected, time.monotonic() - started

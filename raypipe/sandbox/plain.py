@@ -43,14 +43,14 @@ class Opaque:
 
 
 class Print(Opaque):
-    """What is too large to be sent: equals what has the same fingerprint."""
+    """Of what is too large to be sent."""
 
     def __init__(self, fingerprint: int) -> None:
         super().__init__("too large to be sent")
         self.fingerprint = fingerprint
 
     def __eq__(self, other: object) -> bool:
-        return self.fingerprint == fingerprint(other)
+        return isinstance(other, Print) and self.fingerprint == other.fingerprint
 
     __hash__ = Opaque.__hash__
 
@@ -68,6 +68,14 @@ def fingerprint(value: Any) -> int:
         if not isinstance(value, tuple):
             raise
         return hash(("tuple", *map(fingerprint, value)))
+
+
+def packed(value: Any) -> Any:
+    """As `pack`; a fingerprint of what is too large."""
+    try:
+        return pack(value)
+    except TooLarge:
+        return {"print": fingerprint(value)}
 
 
 class Gone(Exception):
@@ -176,7 +184,7 @@ class Pipe:
     sink: int
 
     def send(self, value: Any) -> None:
-        """Gone where nobody reads, TooLarge above MAX_FRAME."""
+        """Gone where nobody reads; TooLarge above MAX_FRAME."""
         data = json.dumps(value).encode()
         if len(data) > MAX_FRAME:
             raise TooLarge(f"a frame of {len(data):,} bytes")

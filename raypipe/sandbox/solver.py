@@ -9,7 +9,7 @@ import sys
 import types
 from typing import Any
 
-from .plain import Gone, Pipe, TooLarge, fingerprint, pack, unpack
+from .plain import Gone, Pipe, packed, unpack
 
 NAME = "solution"  # of the module that the code is: what stands under `if __name__ == "__main__"` is not run
 
@@ -22,27 +22,23 @@ def solve(judge: Pipe) -> None:
     try:
         exec(compile(given["code"], NAME, "exec", dont_inherit=True), module.__dict__)  # what this process is for
         function = getattr(module, given["entry_point"])
-    except BaseException as error:
+    except BaseException as error:  # noqa: BLE001  whatever the code raises is an answer
         judge.send(_raised(error))
         return
     judge.send({"value": None})
     while True:
         arguments = unpack(judge.receive()["call"])
         try:
-            value = function(*arguments)
-            try:
-                judge.send({"value": pack(value)})
-            except TooLarge:
-                judge.send({"value": {"print": fingerprint(value)}})
+            judge.send({"value": packed(function(*arguments))})
         except Gone:
             return
-        except BaseException as error:
+        except BaseException as error:  # noqa: BLE001
             judge.send(_raised(error))
 
 
 def _raised(error: BaseException) -> dict[str, Any]:
     try:
         said = str(error)[:200]
-    except BaseException:
+    except BaseException:  # noqa: BLE001  an error may bring its own str
         said = ""
     return {"raised": type(error).__name__, "said": said}

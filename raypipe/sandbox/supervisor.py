@@ -42,11 +42,20 @@ MUCH = 1 << 20  # bytes of a judge's last words
 CPU_S = {"solver": 70, "judge": 150}
 FOLDER_BYTES, FOLDER_FILES = 64 << 20, 1000  # that the code may write
 NOBODY = 65534
-ENVIRONMENT = {"LANG": "C.UTF-8", "HOME": "/tmp", "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1",
-    "PYTHONHASHSEED": "0"}
+ENVIRONMENT = {
+    "LANG": "C.UTF-8",
+    "HOME": "/tmp",
+    "OMP_NUM_THREADS": "1",
+    "OPENBLAS_NUM_THREADS": "1",
+    "MKL_NUM_THREADS": "1",
+    "PYTHONHASHSEED": "0",
+}
 PYTHON = ("-s", "-P", "-B", "-c")  # no module of the working directory's or of the user's
 BOOT = "import sys; sys.path.append({0!r}); from sandbox.inside import main; sys.path.remove({0!r}); main()"
-OF_SIGNAL = {signal.SIGXCPU: "time", signal.SIGKILL: "memory"}  # the kernel's own, as nobody else can send one
+OF_SIGNAL = {
+    int(signal.SIGXCPU): "time",
+    int(signal.SIGKILL): "memory",
+}  # the kernel's own, as nobody else can send one
 
 
 @dataclass(frozen=True)
@@ -155,7 +164,7 @@ def _cause(solver: subprocess.Popen[bytes]) -> str:
     except subprocess.TimeoutExpired:  # it closed its pipe and lives on
         return "error"
     number = -code if code < 0 else code - 128  # bubblewrap's and shells' way to tell a signal
-    return OF_SIGNAL.get(number, "error")  # type: ignore[call-overload]
+    return OF_SIGNAL.get(number, "error")
 
 
 def _too_full(folder: Path) -> bool:
@@ -176,7 +185,13 @@ DEVICES = ("/dev/null", "/dev/zero", "/dev/urandom")
 @cache
 def libraries() -> list[str]:
     """Files and folders that Python and its packages are read from."""
-    own = {sys.prefix, sys.base_prefix, sys.exec_prefix, os.path.dirname(os.path.realpath(sys.executable)), *sysconfig.get_paths().values()}
+    own = {
+        sys.prefix,
+        sys.base_prefix,
+        sys.exec_prefix,
+        os.path.dirname(os.path.realpath(sys.executable)),
+        *sysconfig.get_paths().values(),
+    }
     system = {"/usr/lib", "/usr/lib64", "/lib", "/lib64", "/usr/local/lib", "/etc/ld.so.cache", "/etc/ld.so.conf"}
     return sorted(path for path in {*own, *system} if os.path.exists(path) and path != "/")
 
@@ -203,7 +218,9 @@ PROBE = {
     "rule": "",
     "atol": 0.0,
 }
-PROBE_CODE = "import statistics\n\ndef same(x):\n    return statistics.mean([x])\n"  # a user must be able to read the library
+PROBE_CODE = (
+    "import statistics\n\ndef same(x):\n    return statistics.mean([x])\n"  # a user must be able to read the library
+)
 
 
 @cache
@@ -231,5 +248,11 @@ def _bubblewrap_refused() -> str:
     """Why not, or nothing."""
     if not shutil.which("bwrap"):
         return "bubblewrap is not installed"
-    tried = subprocess.run([*_bubblewrap(), "--", sys.executable, "-I", "-c", ""], capture_output=True, text=True, check=False)
-    return "" if tried.returncode == 0 else (tried.stderr.strip().splitlines() or [f"bubblewrap: exit code {tried.returncode}"])[-1]
+    tried = subprocess.run(
+        [*_bubblewrap(), "--", sys.executable, "-I", "-c", ""], capture_output=True, text=True, check=False
+    )
+    return (
+        ""
+        if tried.returncode == 0
+        else (tried.stderr.strip().splitlines() or [f"bubblewrap: exit code {tried.returncode}"])[-1]
+    )

@@ -1,13 +1,13 @@
 """Evaluate: runs what the models wrote, in the sandbox, and says whether it solves its problem. Off unless evaluate.execute is set.
 
 Columns: model, task, problem_id, completion_index, completion, passed (null where nothing was run), reason (passed, wrong, error, time,
-memory, syntax, not_run), seconds (that the code took to answer), evidence (of a failure). The manifest's summary has of each model and
-task pass@k and its interval, of each task the paired difference, and how the sandbox was.
+memory, syntax, not_run), seconds (that the code took to answer), evidence (of a failure), sandbox (which kind). The manifest's summary has
+`scores` (see `ops.scores`) and how many completions ran in which kind of sandbox.
 """
 
 from __future__ import annotations
 
-import logging
+from collections import Counter
 from functools import partial
 from typing import Any
 
@@ -15,34 +15,33 @@ import pyarrow as pa
 
 from raypipe.config import Config, Pool
 from raypipe.errors import DataError
-from raypipe.ops.code_prompts import program
-from raypipe.ops.problems import Problem
+from raypipe.ops.code_prompts import FORMS, program
+from raypipe.ops.problems import PROBLEMS, Problem
 from raypipe.ops.scores import scores
+from raypipe.ops.warnings import of_evaluation
 from raypipe.part import Table
 from raypipe.parts import map_parts
 from raypipe.sandbox.plain import pack
 from raypipe.sandbox.supervisor import find_sandbox
 from raypipe.stage import Inputs, Result
-from raypipe.stages.generate import FORMS, PROBLEMS
 from raypipe.store import Folder
-
-log = logging.getLogger("raypipe")
 
 
 def run(config: Config, inputs: Inputs, out: Folder) -> Result:
-    completions = inputs["generate"]
+    completions, executed = inputs["generate"], config.evaluate.execute
     if not completions.parts:
         return Result()
-    if not config.evaluate.execute:
-        log.warning("evaluate: nothing is run. To run what the models wrote, in a sandbox: evaluate.execute=true")
     problems = Table(completions.folder / PROBLEMS, completions.parts)
     parts = map_parts(partial(Judge, config), [completions, problems], out, pool=Pool())
-    rows = [out_rows.select(list(COUNTED)) for out_rows in (Table(out, tuple(parts)).read(part) for part in parts)]
-    summary = scores(pa.concat_tables(rows).to_pylist(), config.evaluate.num_completions, config.seed)
-    return Result(parts, summary if config.evaluate.execute else {})
+    rows = pa.concat_tables(
+        Table(out, tuple(parts)).only(*COUNTED).read(part).replace_schema_metadata() for part in parts
+    ).to_pylist()
+    sandboxes = Counter(row["sandbox"] for row in rows if executed)
+    found = scores(rows, config.evaluate.num_completions, config.seed) if executed else {}
+    return Result(parts, {"scores": found, "sandboxes": dict(sandboxes), "warnings": of_evaluation(sandboxes)})
 
 
-COUNTED = ("model", "task", "problem_id", "passed")
+COUNTED = ("model", "task", "problem_id", "passed", "sandbox")
 
 
 class Judge:
@@ -73,7 +72,9 @@ class Judge:
         try:
             verdict = self.sandbox.judged(question(problem), code)
         except DataError as error:
-            raise DataError(f"evaluate.tasks.{row['task']}: {problem.problem_id}: {error}. Mend its file, or leave it out") from error
+            raise DataError(
+                f"evaluate.tasks.{row['task']}: {problem.problem_id}: {error}. Mend its file, or leave it out"
+            ) from error
         return {
             "passed": verdict.passed,
             "reason": verdict.reason or "passed",

@@ -10,16 +10,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import partial
-from typing import Any
 
 import pyarrow as pa
 
 from raypipe.config import Config
-from raypipe.identity import fetched_model, pinned_model
+from raypipe.identity import fetched_model, pinned_model, read_object
 from raypipe.models.generator import Sampling, make_generator
 from raypipe.models.pretrained import load_tokenizer, max_positions
-from raypipe.ops.code_prompts import BEGINNING, Form, instruction, said, stops
-from raypipe.ops.problems import Problem, read_problems
+from raypipe.ops.code_prompts import BEGINNING, FORMS, instruction, said, stops
+from raypipe.ops.problems import PROBLEMS, Problem, read_problems
 from raypipe.ops.tokens import prompt_ids, text_ids
 from raypipe.part import Footer, Table, commit_part, with_figures
 from raypipe.parts import map_parts
@@ -27,8 +26,6 @@ from raypipe.sizing import device_of, free_bytes
 from raypipe.stage import Inputs, Result
 from raypipe.store import Folder
 
-FORMS: dict[str, Form] = {"base": "completion", "tuned": "instruction"}
-PROBLEMS = "_problems"
 PART_COMPLETIONS = 64
 PROMPT_TOKENS = 2048  # more than any problem of the known sets has
 
@@ -51,8 +48,7 @@ def _put_problems(config: Config, out: Folder) -> Iterator[str]:
     there = set(out.list())
     count = max(1, PART_COMPLETIONS // config.evaluate.num_completions)
     for task, uri in config.evaluate.tasks.items():
-        place, _, name = uri.rpartition("/")
-        problems = read_problems(uri, Folder.at(place or "/", config.storage.endpoint).read(name))
+        problems = read_problems(uri, read_object(f"evaluate.tasks.{task}", uri, config.storage.endpoint))
         for first in range(0, len(problems), count):
             some = problems[first : first + count]
             for model in FORMS:
@@ -121,5 +117,3 @@ class Generate:
 def _released(model: Folder, endpoint: str | None, needs: str) -> str:
     """Where the fine-tuned model is on this machine."""
     return fetched_model(pinned_model("train", model.path, endpoint, needs), endpoint, needs)
-
-

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,7 @@ from raypipe.folds import fold_parts
 from raypipe.identity import package_versions
 from raypipe.ops import composition
 from raypipe.ops.figures import FINE, QUANTITIES, Exemplar, Figures, Measure, median_of, project
-from raypipe.ops.held_out import losses_by_cluster
+from raypipe.ops.held_out import losses_by, losses_by_cluster
 from raypipe.ops.ifd import num_scored
 from raypipe.ops.kmeans import rows_of
 from raypipe.ops.metrics import steps_and_evaluations
@@ -27,11 +27,12 @@ from raypipe.ops.report_page import render
 from raypipe.ops.selection import BY_CLUSTER, IFD_TOO_HIGH, SELECTED
 from raypipe.ops.text import draw, id_words
 from raypipe.ops.warnings import said
-from raypipe.sampled import candidates, rows_at, spread, styled
+from raypipe.sampled import LANGUAGE, candidates, rows_at, spread, styled, values_of
 from raypipe.stage import Inputs, Result
 from raypipe.store import Folder
 
 SHOWN_SAMPLES, SHOWN_CHARACTERS = 2000, 2000  # on the map; of a text
+SHOWN_GROUPS = 20  # of a column
 OF_TRAINING = ("num_workers", "tokens_per_s", "target_tokens_per_s", "peak_memory_bytes", "padding", "mfu")
 LOOK = 2**32 + 1  # seed of what is shown: no run can have it, or strategy random would decide who is seen
 
@@ -79,7 +80,8 @@ def run(config: Config, inputs: Inputs, out: Folder) -> Result:
             _drawn(shown, xy, texts if config.report.exemplars_per_cluster else None),
             _exemplars(inputs, figures.nearest),
         ),
-        "training": _training(inputs),
+        "training": _training(config, inputs),
+        "evaluation": inputs["evaluate"].manifest["summary"],
         "time": [_time(name, table.manifest) for name, table in inputs.tables.items()],
     }
     out.put("report.json", json.dumps(report).encode())
@@ -232,8 +234,9 @@ def _clusters(
     ]
 
 
-def _training(inputs: Inputs) -> dict[str, Any]:
+def _training(config: Config, inputs: Inputs) -> dict[str, Any]:
     train = inputs["train"]
+    by_sample = json.loads(train.folder.read("held_out.json"))
     steps, evaluations = steps_and_evaluations(train.folder.read("metrics.jsonl"))
     held_out = [{"step": line["step"], "loss": line["eval_loss"]} for line in evaluations if line.get("eval_samples")]
     summary = train.manifest["summary"]
@@ -242,9 +245,20 @@ def _training(inputs: Inputs) -> dict[str, Any]:
         **{name: [line[name] for line in steps] for name in ("step", "loss", "learning_rate")},
         "held_out": held_out,
         "paired": paired,
-        "by_cluster": losses_by_cluster(json.loads(train.folder.read("held_out.json"))),
+        "by_cluster": losses_by_cluster(by_sample),
+        "by_column": dict(_by_column(config.ingest.carry, inputs, by_sample)),
         **{name: summary[name] for name in OF_TRAINING if name in summary},
     }
+
+
+def _by_column(
+    carried: Sequence[str], inputs: Inputs, held_out: Mapping[str, Any]
+) -> Iterator[tuple[str, list[dict[str, Any]]]]:
+    """Held-out losses by each carried column, and by language: of at most SHOWN_GROUPS values, those of most samples."""
+    for column in dict.fromkeys([*carried, LANGUAGE]):
+        values = values_of(inputs.tables, column, held_out["sample_ids"], carried)
+        rows = losses_by("value", held_out, [values.get(sample) for sample in held_out["sample_ids"]])
+        yield column, sorted(rows, key=lambda row: -row["num_samples"])[:SHOWN_GROUPS]
 
 
 def _time(stage: str, manifest: Mapping[str, Any]) -> dict[str, Any]:

@@ -26,7 +26,7 @@ from raypipe.ops.tokens import anchor_ids, prompt_ids, text_ids
 from raypipe.stages.score import Score
 from tests.lakes import save_random_model
 
-NUM_ROWS = 500
+NUM_ROWS = 200
 KINDS = list(itertools.product(("llama", "qwen2"), (True, False)))
 
 

@@ -10,7 +10,9 @@ import os
 import sys
 import types
 
-sys.modules["datasets"] = types.SimpleNamespace(load_dataset=None)  # the package imports it for a set that is not used here
+sys.modules["datasets"] = types.SimpleNamespace(
+    load_dataset=None
+)  # the package imports it for a set that is not used here
 
 kind, path = sys.argv[1:]
 os.environ["HUMANEVAL_OVERRIDE_PATH" if kind == "humaneval" else "MBPP_OVERRIDE_PATH"] = path

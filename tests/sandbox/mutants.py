@@ -35,7 +35,11 @@ def solution(problem: Problem) -> str:
 
 
 def empty(problem: Problem) -> str:
-    return problem.prompt + "    pass\n" if problem.kind == "function" else f"def {problem.entry_point}(*arguments):\n    pass\n"
+    return (
+        problem.prompt + "    pass\n"
+        if problem.kind == "function"
+        else f"def {problem.entry_point}(*arguments):\n    pass\n"
+    )
 
 
 def altered(problem: Problem) -> str:
@@ -60,12 +64,22 @@ def _with_change(tree: ast.AST, place: int) -> ast.AST:
 def _changed(node: ast.AST) -> ast.AST | None:
     """In place; None for what has no mutation here."""
     if isinstance(node, ast.Compare):
-        other = {ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt, ast.Eq: ast.NotEq, ast.NotEq: ast.Eq, ast.In: ast.NotIn}
+        other = {
+            ast.Lt: ast.LtE,
+            ast.LtE: ast.Lt,
+            ast.Gt: ast.GtE,
+            ast.GtE: ast.Gt,
+            ast.Eq: ast.NotEq,
+            ast.NotEq: ast.Eq,
+            ast.In: ast.NotIn,
+        }
         if (kind := other.get(type(node.ops[0]))) is None:
             return None
         node.ops[0] = kind()
     elif isinstance(node, ast.BinOp) and isinstance(node.op, (ast.Add, ast.Sub, ast.Mult, ast.FloorDiv, ast.Mod)):
-        node.op = {ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Add, ast.FloorDiv: ast.Div, ast.Mod: ast.FloorDiv}[type(node.op)]()
+        node.op = {ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Add, ast.FloorDiv: ast.Div, ast.Mod: ast.FloorDiv}[
+            type(node.op)
+        ]()
     elif isinstance(node, ast.Constant) and type(node.value) is int:
         node.value += 1
     elif isinstance(node, ast.BoolOp):
@@ -81,15 +95,24 @@ def ours(problems: list[Problem], programs: list[str], threads: int = 2) -> list
 
     sandbox: Sandbox = find_sandbox()
     with ThreadPoolExecutor(threads) as pool:
-        return list(pool.map(lambda pair: sandbox.judged(question(pair[0]), pair[1]), zip(problems, programs, strict=True)))
+        return list(
+            pool.map(lambda pair: sandbox.judged(question(pair[0]), pair[1]), zip(problems, programs, strict=True))
+        )
 
 
 def evalplus(problems: list[Problem], programs: list[str], folder: Path) -> list[str]:
     """Verdicts of the evalplus package: pass, fail, timeout."""
     kind = "humaneval" if problems[0].kind == "function" else "mbpp"
     (folder / "problems.jsonl").write_text("".join(f"{problem.record}\n" for problem in dict.fromkeys(problems)))
-    lines = "".join(json.dumps([problem.problem_id, code]) + "\n" for problem, code in zip(problems, programs, strict=True))
-    environment = {**os.environ, "PYTHONPATH": str(PROJECT / ".venv/evalplus"), "HOME": str(folder), "XDG_CACHE_HOME": str(folder)}
+    lines = "".join(
+        json.dumps([problem.problem_id, code]) + "\n" for problem, code in zip(problems, programs, strict=True)
+    )
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(PROJECT / ".venv/evalplus"),
+        "HOME": str(folder),
+        "XDG_CACHE_HOME": str(folder),
+    }
     command = [sys.executable, str(Path(__file__).parent / "by_evalplus.py"), kind, str(folder / "problems.jsonl")]
     done = subprocess.run(command, input=lines, capture_output=True, text=True, env=environment, check=False)
     assert done.returncode == 0, done.stderr[-2000:]

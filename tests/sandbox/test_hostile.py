@@ -106,5 +106,3 @@ def test_nothing_was_touched(outcomes):
 )  # fmt: skip
 def test_reasons(outcomes, name, reason):
     assert outcomes[name][0][0].reason == reason
-
-

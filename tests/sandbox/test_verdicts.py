@@ -17,14 +17,20 @@ def problems(request, shared):
 
 
 def test_solutions_pass(problems):
-    failed = [(p.problem_id, v) for p, v in zip(problems, ours(problems, [solution(p) for p in problems]), strict=True) if not v.passed]
+    failed = [
+        (p.problem_id, v)
+        for p, v in zip(problems, ours(problems, [solution(p) for p in problems]), strict=True)
+        if not v.passed
+    ]
     assert not failed
 
 
 @pytest.mark.parametrize("make", [empty, altered])
 def test_others_fail(problems, make):
     verdicts = ours(problems, [make(p) for p in problems])
-    passed = [p.problem_id for p, v in zip(problems, verdicts, strict=True) if v.passed and p.problem_id not in ANYTHING]
+    passed = [
+        p.problem_id for p, v in zip(problems, verdicts, strict=True) if v.passed and p.problem_id not in ANYTHING
+    ]
     assert not passed
     assert {v.reason for v in verdicts} <= {"wrong", "error", ""}
 
