@@ -30,6 +30,7 @@ from raypipe.ops.style import STYLES
 from raypipe.packs import HELD_OUT_PACKS
 from raypipe.part import read_part
 from raypipe.pipeline import Plan
+from raypipe.recipes import STAGE_NAMES
 from raypipe.session import ray_session
 from raypipe.stage import folder_name
 from raypipe.store import Folder
@@ -53,12 +54,14 @@ def plan(experiment: Experiment, cells: Sequence[Cell]) -> Plans:
 
 def ablate(experiment: Experiment, cells: Sequence[Cell], plans: Plans) -> tuple[Results, Folder]:
     """Run what is left, and compare."""
-    made_of = recipe(experiment, plans)
-    folder = pipeline.root_of(cells[0].configs[0]) / folder_name(made_of)
+    root = pipeline.root_of(cells[0].configs[0])
+    is_done = all(planned[last_stage(experiment)].done for planned in plans.values())
+    if not is_done and not (root / folder_name(recipe(experiment, plans))).has("results.json"):
+        plans = _carried_out(experiment, cells)
+    made_of = recipe(experiment, plans)  # a lake may have grown
+    folder = root / folder_name(made_of)
     if (there := folder.find("results.json")) is not None:
         return json.loads(there), folder
-    if not all(planned[last_stage(experiment)].done for planned in plans.values()):
-        plans = _carried_out(experiment, cells)
     started = time.monotonic()
     found = {
         "name": experiment.name,
@@ -76,8 +79,16 @@ def ablate(experiment: Experiment, cells: Sequence[Cell], plans: Plans) -> tuple
 
 def recipe(experiment: Experiment, plans: Plans) -> dict[str, Any]:
     """All that decides the numbers."""
-    runs = {name: {"lake": planned.lake.digest, **planned.folders} for name, planned in plans.items()}
+    runs = {
+        name: {"lake": planned.lake.digest, **{stage: planned.folders[stage] for stage in stages_of(experiment)}}
+        for name, planned in plans.items()
+    }
     return {"stage": "ablate", "version": VERSION, "experiment": experiment.content(), "runs": runs}
+
+
+def stages_of(experiment: Experiment) -> Sequence[str]:
+    """Up to the one that has the outcome."""
+    return STAGE_NAMES[: STAGE_NAMES.index(last_stage(experiment)) + 1]
 
 
 def last_stage(experiment: Experiment) -> str:

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from raypipe.ablation import Plans, Results, last_stage, outcome_of, power
+from raypipe.ablation import Plans, Results, last_stage, outcome_of, power, stages_of
 from raypipe.experiment_file import Cell, Experiment
 from raypipe.ops.experiment import LEVEL, POWER
 from raypipe.ops.experiment_page import OUTCOMES
 from raypipe.ops.pages import is_number
-from raypipe.recipes import STAGE_NAMES
 from raypipe.screen import aligned, duration, size
 from raypipe.store import Folder
 
@@ -35,7 +34,7 @@ HEADS = (
 
 def shown_plan(experiment: Experiment, cells: Sequence[Cell], plans: Plans) -> str:
     """Runs with what of each is done, what they share, and what the experiment can show."""
-    wanted = STAGE_NAMES[: STAGE_NAMES.index(last_stage(experiment)) + 1]
+    wanted = stages_of(experiment)
     rows = [("run", last_stage(experiment), "state")]
     for name, planned in plans.items():
         done = sum(planned[stage].done for stage in wanted)

@@ -146,7 +146,7 @@ def _account(
 ) -> dict[str, Any]:
     """What the card is made of."""
     before = planned.stages[: STAGE_NAMES.index("pack")]
-    settings = asked.model_dump(mode="json", exclude={"storage", "resources", "pack", "train", "report"})
+    settings = asked.model_dump(mode="json", exclude={"storage", "resources", "pack", "train", "evaluate", "report"})
     settings["score"]["backend"] = planned.config.score.backend  # else as asked: the plan names models on S3 by etags
     return {
         "config": planned.config,

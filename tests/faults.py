@@ -116,9 +116,9 @@ def network(world: World, scenario: Scenario, *, rules: list[dict[str, Any]], re
     root, proxy = world.root(scenario.name), world.proxy
     proxy.clear()
     share = [rule | {"skip": int(rule.get("skip", 0) * world.requests)} for rule in rules]
-    own = {} if retry_s == RETRY_S else {"RAYPIPE_RETRY_S": str(retry_s), **OWN_RAY}
+    patience = {"RAYPIPE_RETRY_S": str(retry_s), **({} if retry_s == RETRY_S else OWN_RAY)}
     with proxy.rules(share, seed=1):
-        runs = [world.run(root.path, **own)]
+        runs = [world.run(root.path, **patience)]
     fired, there = proxy.stats()["fired"], {found.uri for found in root.walk() if "/part-" in found.uri}
     if not scenario.promise:
         return judged(world, scenario, root, runs, fired)
@@ -168,7 +168,9 @@ def disk(world: World, scenario: Scenario, *, mounts: tuple[str, str]) -> Outcom
     sizes = [path.stat().st_size for path in start.rglob("*") if path.is_file()]
     room = sum(-(-size // PAGE_BYTES) for size in sizes) + sum(-(-size // PAGE_BYTES) for size in score) // 2 + 2
     places = {"OUT": str(out), "DISK": str(out / "disk"), "SIZE": str(room * PAGE_BYTES)}
-    environment = os.environ | OWN_RAY | world.proxy.environment | places | dict(zip(("BEFORE", "BETWEEN"), mounts, strict=True))
+    environment = (
+        os.environ | OWN_RAY | world.proxy.environment | places | dict(zip(("BEFORE", "BETWEEN"), mounts, strict=True))
+    )
     command = [sys.executable, "-m", "raypipe.cli", *world.words(out / "disk")]
     script, began = ["unshare", "--map-root-user", "--mount", "bash", "-c", IN_NAMESPACE, "bash"], time.time()
     done = subprocess.run([*script, *command], env=environment, cwd=PROJECT, capture_output=True, text=True)

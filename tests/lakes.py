@@ -15,7 +15,6 @@ import yaml
 from raypipe.ops.synthetic import chunk_lines
 
 PROJECT = Path(__file__).resolve().parents[1]
-ONE = {"actors": [1, 1]}  # loading a model costs more than using it here
 
 
 def write_lake(folder: Path, *, num_samples: int = 200, files: int = 4, seed: int = 7) -> list[bytes]:
@@ -41,7 +40,11 @@ def write_config(path: Path, *, model: Path, embedder: Path, **sections) -> Path
         "pack": {"max_length": 1024},
         "train": {"epochs": 1, "samples_per_step": 16, "warmup_steps": 2, "learning_rate": 1.0e-3, "dtype": "float32"},
         "storage": {"root": str(path.parent / "root")},
-        "resources": {"embed": ONE, "score": ONE, "train": {"workers": [1, 2], "micro_batch_tokens": 2048}},
+        "resources": {  # one actor each: loading a model costs more than using it here
+            "embed": {"actors": [1, 1]},
+            "score": {"actors": [1, 1]},
+            "train": {"workers": [1, 2], "micro_batch_tokens": 2048},
+        },
     }
     for name, section in sections.items():
         tree[name] = {**tree.get(name, {}), **section} if isinstance(section, dict) else section

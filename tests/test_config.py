@@ -176,3 +176,15 @@ def test_partitions_that_mean_nothing(load, value):
     """`year: 1.5` would match no file, `lang: []` none either, and `lang: no` is False in YAML."""
     with pytest.raises(ConfigError, match=r"ingest\.partitions\.lang"):
         load(MINIMAL, f"ingest.partitions={{lang: {value}}}")
+
+
+def test_a_budget_takes_the_place_of_epochs(load):
+    """Without one, folders that were trained before keep their names; with one, epochs decide nothing."""
+    assert "budget" not in load().train.content() and load().train.content()["epochs"] == 3
+    by_steps = load(MINIMAL, "train.budget={steps: 10}")
+    assert by_steps.train.content()["budget"]["steps"] == 10
+    assert by_steps.train.content() == load(MINIMAL, "train.budget={steps: 10}", "train.epochs=9").train.content()
+    with pytest.raises(
+        ConfigError, match=r"train.budget: got samples and steps of samples, target_tokens, steps, wanted one"
+    ):
+        load(MINIMAL, "train.budget={steps: 10, samples: 5}")

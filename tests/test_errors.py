@@ -4,6 +4,7 @@ import gzip
 import json
 import os
 import pathlib
+import shutil
 
 import pytest
 
@@ -25,6 +26,12 @@ def fails(code, *said, words):
     assert message.startswith("raypipe: ") and "Traceback" not in done.stderr
     assert all(text in done.stderr for text in said), done.stderr
     return done
+
+
+def without(finished, tmp_path, stage):
+    """A finished run but for a stage, so that nothing before it is made again."""
+    shutil.copytree(finished[0] / "root", tmp_path / "root", ignore=shutil.ignore_patterns(f"{stage}-*"))
+    return f"storage.root={tmp_path / 'root'}"
 
 
 def write_rows(tmp_path, rows):
@@ -72,13 +79,10 @@ def test_over_the_error_budget(config):
     fails(3, "ingest.max_rejected_fraction", "_rejected", words=[config, "ingest.max_rejected_fraction=0.0"])
 
 
-def test_more_clusters_than_samples(config):
-    fails(
-        3,
-        "cluster.num_clusters",
-        "500 clusters asked for, 150 samples there",
-        words=[config, "cluster.num_clusters=500"],
-    )
+def test_more_clusters_than_samples(finished, tmp_path):
+    root = without(finished, tmp_path, "cluster")
+    said = ("cluster.num_clusters", "500 clusters asked for, 220 samples there")
+    fails(3, *said, words=[finished[1], root, "cluster.num_clusters=500"])
 
 
 @pytest.mark.parametrize("key", ["model", "embed.model", "score.model"])
@@ -124,8 +128,9 @@ def test_a_file_that_breaks_off(config, tmp_path):
     fails(3, "a.jsonl.gz", "not whole gzip", words=[config, f"ingest.paths=[{tmp_path / 'cut'}]"])
 
 
-def test_too_few_cpus_for_the_workers_asked_for(config):
-    fails(2, "64 actors", "room for", words=[config, "resources.embed.actors=[64, 64]"])
+def test_too_few_cpus_for_the_workers_asked_for(finished, tmp_path):
+    root = without(finished, tmp_path, "embed")
+    fails(2, "64 actors", "room for", words=[finished[1], root, "resources.embed.actors=[64, 64]"])
 
 
 def test_usage():

@@ -90,6 +90,23 @@ MAY_IMPORT = {  # of raypipe, beside itself; a module that is not here may impor
     "explanation": {"config", "errors", "ops", "packs", "part", "records", "stage", "store"},
     "progress": {"cost", "owner", "records", "screen", "stage", "store"},
     "comparison": {"identity", "ops", "part", "pipeline", "sampled", "screen", "stage", "store"},
+    "experiment_file": {"config", "config_file", "errors"},
+    "ablation": {
+        "comparison",
+        "config",
+        "errors",
+        "experiment_file",
+        "identity",
+        "ops",
+        "packs",
+        "part",
+        "pipeline",
+        "recipes",
+        "session",
+        "stage",
+        "store",
+    },
+    "ablation_screen": {"ablation", "experiment_file", "ops", "screen", "store"},
     "sweep": {
         "config",
         "errors",
@@ -181,7 +198,16 @@ def test_no_stage_imports_another():
 
 
 @pytest.mark.parametrize(
-    "module", ["raypipe", "raypipe.cli", "raypipe.pipeline", "raypipe.doctor", "raypipe.sweep", "raypipe.export"]
+    "module",
+    [
+        "raypipe",
+        "raypipe.cli",
+        "raypipe.pipeline",
+        "raypipe.doctor",
+        "raypipe.sweep",
+        "raypipe.export",
+        "raypipe.ablation_screen",
+    ],
 )
 def test_light_imports(module):
     """A finished run, `plan` and `status` answer in a second or two; importing torch alone takes longer."""

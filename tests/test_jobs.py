@@ -90,6 +90,6 @@ def test_train_before_prepare_then_prepare_then_train(cluster, finished, tmp_pat
     assert "train starts" in log and "ingest starts" not in log
     assert (stage_folder(root, "train") / "model" / "config.json").exists()
     assert (stage_folder(root, "report") / "index.html").exists()
-    assert len(digests(root)) == 9
+    assert len(digests(root)) == 11
     status, log = submit(address, client, "pipeline", *config)
     assert status == "SUCCEEDED" and " starts " not in log, log

@@ -179,7 +179,7 @@ def test_an_error_of_ours_keeps_its_class_and_text_and_leaves_no_part(light, sou
     with pytest.raises(DataError, match="row 9 is bad"):
         map_parts(partial(Double, 9), [source], out, pool=Pool(), light=light)
     assert source.parts[4] not in out.list()
-    map_parts(Double, [source], out, pool=Pool(), light=light)
+    map_parts(Double, [source], out, pool=Pool(actors=(1, 1)), light=light)
     assert set(source.parts) <= set(out.list())
 
 
@@ -238,7 +238,7 @@ def test_a_part_that_kills_its_process_is_named_after_a_few_times(light, source,
     with pytest.raises(DataError, match=rf"{source.parts[4]}: its process died each of the {ATTEMPTS} times"):
         map_parts(partial(Deadly, 9), [source], out, pool=Pool(actors=(1, 1)), light=light)
     assert source.parts[4] not in out.list()
-    map_parts(Double, [source], out, pool=Pool(), light=light)
+    map_parts(Double, [source], out, pool=Pool(actors=(1, 1)), light=light)
     assert set(source.parts) <= set(out.list())
 
 
@@ -297,12 +297,12 @@ def test_two_maps_into_one_folder_share_the_work(light, tmp_path):
 def test_rows_out_of_order_are_refused(source, tmp_path):
     """Aligned parts are what makes joins unnecessary; a model that reorders rows would give scores to other samples."""
     with pytest.raises(DataError, match="other sample_ids"):
-        map_parts(Shuffled, [source], Folder(str(tmp_path / "out")), pool=Pool())
+        map_parts(Shuffled, [source], Folder(str(tmp_path / "out")), pool=Pool(actors=(1, 1)))
 
 
 def test_fold_over_aligned_tables(source, tmp_path):
     out = Folder(str(tmp_path / "out"))
-    map_parts(Double, [source], out, pool=Pool())
+    map_parts(Double, [source], out, pool=Pool(actors=(1, 1)), light=True)
     total = sum(SIZES)
     xs = total * (total - 1) // 2
     assert fold_parts(both_sums, [source, Table(out, source.parts)], pool=Pool()).tolist() == [xs, 2 * xs, total]

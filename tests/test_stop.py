@@ -57,7 +57,7 @@ def config(tmp_path, random_model, embedder):
     return write_config(tmp_path / "test.yaml", model=random_model, embedder=embedder, ingest={"part_bytes": 6000})
 
 
-def test_sigterm_commits_what_is_done(config, tmp_path):
+def test_sigterm_commits_what_is_done(config, tmp_path, ray_address):
     """A pod that is drained gets SIGTERM and half a minute: a part of a minute of GPU work is lost if it is not kept."""
     root = tmp_path / "root"
     driver = start(config, "--until", "score")
@@ -65,7 +65,7 @@ def test_sigterm_commits_what_is_done(config, tmp_path):
     said = stopped(driver, driver.terminate, 30)
     assert "stopping: parts in work get" in said and "stopped as asked" in said and "Traceback" not in said, said
     there = parts(root, "score")
-    done = raypipe("run", config, "--until", "score")
+    done = raypipe("run", config, "--until", "score", RAY_ADDRESS=ray_address)
     total = len(parts(root, "score"))
     assert 2 <= len(there) < total, "stopped too late to show anything"
     assert done.returncode == 0 and f"{total - len(there)} of {total} parts to make" in done.stderr

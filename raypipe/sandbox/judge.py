@@ -55,7 +55,7 @@ class Candidate:
     def _ask(self, question: Any, seconds: float) -> Any:
         started = time.monotonic()
         try:
-            self.solver.send(question)
+            self.solver.send(question, seconds)
             answer = self.solver.receive(seconds)
         except TooLate:
             raise Failed("time", f"no answer in {seconds:.0f} s") from None

@@ -183,14 +183,16 @@ class Pipe:
     source: int  # file descriptors
     sink: int
 
-    def send(self, value: Any) -> None:
-        """Gone where nobody reads; TooLarge above MAX_FRAME."""
+    def send(self, value: Any, seconds: float = math.inf) -> None:
+        """TooLate where it is not read in so many seconds, Gone where nobody reads; TooLarge above MAX_FRAME."""
         data = json.dumps(value).encode()
         if len(data) > MAX_FRAME:
             raise TooLarge(f"a frame of {len(data):,} bytes")
-        rest = memoryview(HEADER.pack(len(data)) + data)
+        rest, deadline = memoryview(HEADER.pack(len(data)) + data), time.monotonic() + seconds
         try:
+            os.set_blocking(self.sink, False)
             while rest:
+                _wait([], [self.sink], deadline)
                 rest = rest[os.write(self.sink, rest) :]
         except OSError as error:
             raise Gone("nobody reads") from error
@@ -209,11 +211,16 @@ class Pipe:
     def _read(self, length: int, deadline: float) -> bytes:
         data = bytearray()
         while len(data) < length:
-            left = deadline - time.monotonic()
-            if left <= 0 or not select.select([self.source], [], [], None if math.isinf(left) else left)[0]:
-                raise TooLate
+            _wait([self.source], [], deadline)
             piece = os.read(self.source, min(length - len(data), 1 << 20))
             if not piece:
                 raise Gone("closed")
             data += piece
         return bytes(data)
+
+
+def _wait(sources: list[int], sinks: list[int], deadline: float) -> None:
+    """Until one is ready. TooLate after the deadline."""
+    left = deadline - time.monotonic()
+    if left <= 0 or not any(select.select(sources, sinks, [], None if math.isinf(left) else left)):
+        raise TooLate

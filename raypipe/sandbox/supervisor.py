@@ -4,7 +4,8 @@ How they are shut in, best first:
 
 - `bubblewrap`: namespaces of their own, no network, a root of read-only libraries, a private /tmp in memory;
 - `restricted`, where namespaces are refused, as in most pods: Landlock lets them read libraries only and write one private folder; as
-  root they also run as another user, and where the kernel has no Landlock that user is all that keeps files from them;
+  root they also run as another user;
+- `user`, where the kernel has no Landlock (before Linux 5.13): as another user, from whom only permissions keep files;
 - `unprotected`, if asked for only.
 
 Under each of them a process has the limits of `confine`, no inherited environment or descriptors, and no system call that makes a
@@ -68,7 +69,7 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Sandbox:
-    kind: str  # bubblewrap, restricted, unprotected
+    kind: str  # bubblewrap, restricted, user, unprotected
     why_not: str = ""  # the better ones
     user: int | None = None
 
@@ -120,7 +121,7 @@ class Sandbox:
             limits["user"] = self.user
         if self.kind == "unprotected":
             limits["calls"] = True
-        if self.kind == "restricted" and confine.landlock_version():
+        if self.kind == "restricted":
             limits |= {"read": [*libraries(), *DEVICES], "write": [str(own), "/dev/null"]}
         wrapped = [*_bubblewrap(), "--"] if self.kind == "bubblewrap" else []
         at = MOUNTED if wrapped else str(HERE.parent)
@@ -229,14 +230,16 @@ def find_sandbox(unprotected: bool = False) -> Sandbox:
     root, why_not = os.geteuid() == 0, list[str]()
     kinds = [Sandbox("bubblewrap")] if not (refused := _bubblewrap_refused()) else []
     why_not += [refused] if refused else []
-    kinds += [Sandbox("restricted", user=NOBODY)] if root else []
-    kinds += [Sandbox("restricted")] if confine.landlock_version() else []
+    has_landlock = confine.landlock_version() > 0
+    kinds += [Sandbox("restricted", user=NOBODY)] if has_landlock and root else []
+    kinds += [Sandbox("restricted")] if has_landlock else []
+    kinds += [Sandbox("user", user=NOBODY)] if root else []
     kinds += [Sandbox("unprotected")] if unprotected else []
     for sandbox in kinds:
         found = sandbox.judged(PROBE, PROBE_CODE)
         if found.passed:
             return replace(sandbox, why_not="; ".join(why_not))
-        why_not.append(f"{sandbox}: {found.evidence}")
+        why_not.append(f"{sandbox.kind}{f' as user {sandbox.user}' if sandbox.user else ''}: {found.evidence}")
     raise ConfigError(
         f"evaluate.execute: this machine has no sandbox for code that a model wrote ({'; '.join(why_not)}). Install bubblewrap and allow "
         "user namespaces, or use Linux 5.13 or newer; or set evaluate.execute_without_sandbox=true, which gives that code all this "

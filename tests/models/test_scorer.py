@@ -32,11 +32,12 @@ KINDS = list(itertools.product(("llama", "qwen2"), (True, False)))
 
 @pytest.fixture(scope="session")
 def code_alpaca(shared):
-    """(instruction, response) of rows that have both."""
+    """(instruction, response) of rows that have both; the last is by far the longest, 2,400 tokens."""
     with gzip.open(shared / "data/code_alpaca_20k/part-00.jsonl.gz", "rt") as file:
         rows = [json.loads(line) for line in file]
     pairs = [("\n".join(filter(None, (row["instruction"], row["input"]))), row["output"]) for row in rows]
-    return [pair for pair in pairs if all(map(str.strip, pair))][:NUM_ROWS]
+    whole = [pair for pair in pairs if all(map(str.strip, pair))][:500]
+    return [*whole[: NUM_ROWS - 1], max(whole, key=lambda pair: sum(map(len, pair)))]
 
 
 @pytest.fixture(scope="module", params=KINDS, ids=[f"{kind}-{'bos' if bos else 'no bos'}" for kind, bos in KINDS])
@@ -87,7 +88,7 @@ def test_transformers_equals_a_plain_loop(exact):
 @pytest.mark.slow
 def test_vllm_equals_a_plain_loop(exact):
     """The default engine where it is installed; also that it is installed here. The longest sequences go in pieces."""
-    assert max(map(len, exact[1])) > 512
+    assert max(map(len, exact[1])) > 4 * 512
     check(exact, "vllm", 512)
 
 

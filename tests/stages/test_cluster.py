@@ -25,7 +25,8 @@ from raypipe.store import Folder
 from tests.lakes import PROJECT
 
 
-def config(root, actors=None, **keys):
+def config(root, actors=(1, 1), **keys):
+    """One actor: to start more takes longer than what they do here. `None`: as many as fit."""
     tree = {
         "name": "t", "model": "m", "ingest": {"paths": ["x"]}, "embed": {"model": "e"}, "storage": {"root": str(root)},
         "cluster": {"num_clusters": 6, **keys}, "resources": {"cluster": {"actors": actors}},
@@ -97,7 +98,7 @@ class TestOnRay:
     def test_assignment_is_that_of_the_centres(self, tmp_path):
         """And what the manifest says is what the columns hold, row by row."""
         inputs, out = embeddings(tmp_path / "embed"), Folder(str(tmp_path / "out"))
-        result = cluster.run(config(tmp_path), inputs, out)
+        result = cluster.run(config(tmp_path, actors=None), inputs, out)
         centers = cluster.load_npy(out, "centers.npy")
         table = pa.concat_tables(inputs["embed"].read(part) for part in inputs["embed"].parts)
         there = table["embedding"].is_valid().to_numpy()
