@@ -357,7 +357,7 @@ def harness(random_model, tmp_path_factory, ray_here):
     from raypipe.stages import train
 
     folder = tmp_path_factory.mktemp("harness")
-    lakes = {"clean": rows(400), "bad": shuffled(rows(400), 0.3)}
+    lakes = {"clean": rows(1200), "bad": shuffled(rows(1200), 0.3)}  # so many that wrong ones are not learned by heart
     for name, samples in lakes.items():
         (folder / name).mkdir()
         lines = (
@@ -379,10 +379,17 @@ def harness(random_model, tmp_path_factory, ray_here):
     )  # fmt: skip
     arms = [
         "random",
-        {"name": "again", "set": {"select.strategy": "random"}, "seeds": [11, 12, 13]},
+        {"name": "again", "set": {"select.strategy": "random"}, "seeds": [11, 12, 13, 14]},
         {"name": "bad", "set": {"select.strategy": "random", "ingest.paths": [str(folder / "bad")]}},
     ]
-    tree = {"name": "harness", "base": str(base), "arms": arms, "fractions": [0.8], "budget": {"steps": 60}}
+    tree = {
+        "name": "harness",
+        "base": str(base),
+        "arms": arms,
+        "fractions": [0.8],
+        "seeds": [1, 2, 3, 4],
+        "budget": {"steps": 80},
+    }
     (folder / "exp.yaml").write_text(yaml.safe_dump(tree))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(train, "_Wish", lambda *_: lambda: "go on")
@@ -405,7 +412,7 @@ def harness(random_model, tmp_path_factory, ray_here):
 def test_planted_bad_data_loses(harness):
     """If not even this shows, no experiment shows anything; both kept equally many and trained equally long."""
     random_, _, bad = harness["arms"]
-    assert bad["kept"] == random_["kept"] and bad["steps"] == random_["steps"] == 60
+    assert bad["kept"] == random_["kept"] and bad["steps"] == random_["steps"] == 80
     (pair,) = (pair for pair in harness["comparisons"] if pair["arm"] == "bad@0.8")
     assert pair["verdict"] == "worse" and pair["low"] > 0
     assert pair["sentence"].startswith("bad@0.8 is worse than random@0.8: held-out loss +")
@@ -418,5 +425,5 @@ def test_two_random_arms_do_not_differ(harness):
     assert pair["verdict"] == "not distinguishable"
     assert (
         "again@0.8 is not distinguishable from random@0.8" in pair["sentence"]
-        and "3 more seeds would show" in pair["sentence"]
+        and "4 more seeds would show" in pair["sentence"]
     )

@@ -5,7 +5,9 @@ import pytest
 from raypipe.config import Config
 from raypipe.config_file import all_keys, load_config
 from raypipe.errors import ConfigError
+from raypipe.experiment_file import load_experiment
 
+PROJECT = pathlib.Path(__file__).parents[1]
 MINIMAL = """
 name: test
 model: models/x
@@ -105,10 +107,20 @@ def test_paths_are_absolute_and_models_may_be_hub_ids(load):
 
 def test_every_shipped_config_is_valid():
     """A config that ships broken is the first thing a new user meets."""
-    configs = sorted((pathlib.Path(__file__).parents[1] / "jobs" / "configs").glob("*.yaml"))
+    configs = sorted((PROJECT / "jobs" / "configs").glob("*.yaml"))
     assert configs
     for path in configs:
         assert load_config(path).name == path.stem
+
+
+def test_every_shipped_experiment_is_valid():
+    """As far as goes without its models and data: arms, fractions and seeds make runs of configs that differ."""
+    experiments = sorted((PROJECT / "jobs" / "experiments").glob("*.yaml"))
+    assert experiments
+    for path in experiments:
+        _, cells = load_experiment(path)
+        configs = [config.model_dump_json(exclude={"name"}) for cell in cells for config in cell.configs]
+        assert len(set(configs)) == len(configs) == 93
 
 
 def test_every_key_has_its_own_leaf_path():

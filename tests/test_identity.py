@@ -79,7 +79,10 @@ def test_no_network_is_said_not_thrown(monkeypatch):
 
 def test_backend_is_resolved_without_loading_it(monkeypatch):
     """`auto` decides content, so it must be known before anything runs."""
-    assert resolved_backend("score.backend", "auto") == "vllm" and resolved_backend("score.backend", "transformers") == "transformers"
+    assert (
+        resolved_backend("score.backend", "auto") == "vllm"
+        and resolved_backend("score.backend", "transformers") == "transformers"
+    )
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     assert resolved_backend("score.backend", "auto") == "transformers"
     with pytest.raises(ConfigError, match=r"raypipe\[vllm\]"):

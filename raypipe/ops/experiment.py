@@ -59,8 +59,8 @@ def mean_with_interval(values_SN: Values) -> dict[str, float]:
 
 
 def smallest_difference(known: Spread, num_seeds: int) -> float:
-    """The true difference that so many seeds would show in POWER of all experiments. By t, as `pass_at_k.smallest_difference`, by the
-    normal, promises of three seeds half of what they need."""
+    """The true difference that so many seeds would show in POWER of all experiments. By t: the normal
+    promises of three seeds half of what they need."""
     return known.width(num_seeds, (1 + LEVEL) / 2, POWER)
 
 

@@ -9,7 +9,11 @@ from statistics import NormalDist
 import numpy as np
 from numpy.typing import ArrayLike
 
-BOOTSTRAPS = 10_000
+BOOTSTRAPS, FEWEST, DRAWS = (
+    10_000,
+    1_000,
+    200_000_000,
+)  # means; of more than 20,000 problems fewer, to draw no more than DRAWS
 
 
 def pass_at_k(n: int, c: int, k: int) -> float:
@@ -43,15 +47,9 @@ def paired_bootstrap(a: ArrayLike, b: ArrayLike, *, seed: int, level: float = 0.
     if difference_SN.ndim != 2 or not difference_SN.size:
         raise ValueError(f"got an array of shape {difference_SN.shape}, wanted [problems] or [seeds, problems]")
     rng, (num_seeds, num_problems) = np.random.default_rng(seed), difference_SN.shape
-    means = np.empty(BOOTSTRAPS)
-    for n in range(BOOTSTRAPS):
+    means = np.empty(min(BOOTSTRAPS, max(FEWEST, DRAWS // num_problems)))
+    for n in range(len(means)):
         mean_N = difference_SN[rng.integers(num_seeds, size=num_seeds)].mean(0) if num_seeds > 1 else difference_SN[0]
         means[n] = mean_N[rng.integers(num_problems, size=num_problems)].mean()
     low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
     return float(difference_SN.mean()), float(low), float(high)
-
-
-def smallest_difference(sd: float, n: int, *, power: float = 0.8, level: float = 0.95) -> float:
-    """The true mean difference that n paired values of this standard deviation would show so often."""
-    normal = NormalDist()
-    return (normal.inv_cdf((1 + level) / 2) + normal.inv_cdf(power)) * sd / math.sqrt(n)

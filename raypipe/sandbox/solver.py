@@ -5,6 +5,7 @@ Nothing here is safe from the code, and nothing here needs to be: an answer is a
 
 from __future__ import annotations
 
+import signal
 import sys
 import types
 from typing import Any
@@ -15,8 +16,12 @@ NAME = "solution"  # of the module that the code is: what stands under `if __nam
 
 
 def solve(judge: Pipe) -> None:
-    """First {code, entry_point}, then {call: arguments} as often as wanted; each answered by {value} or {raised, said}."""
+    """First {code, entry_point}, then {call: arguments} as often as wanted; each answered by {value} or {raised, said}.
+
+    Each within its {cpu_s}, or SIGPROF ends the process: honest code that runs for ever costs that much and no more.
+    """
     given = judge.receive()
+    signal.setitimer(signal.ITIMER_PROF, given["cpu_s"])
     module = types.ModuleType(NAME)
     sys.modules[NAME] = module
     try:
@@ -27,7 +32,10 @@ def solve(judge: Pipe) -> None:
         return
     judge.send({"value": None})
     while True:
-        arguments = unpack(judge.receive()["call"])
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        asked = judge.receive()
+        arguments = unpack(asked["call"])
+        signal.setitimer(signal.ITIMER_PROF, asked["cpu_s"])
         try:
             judge.send({"value": packed(function(*arguments))})
         except Gone:

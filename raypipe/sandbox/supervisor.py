@@ -37,7 +37,7 @@ from raypipe.sandbox.plain import Gone, Pipe, TooLate
 
 HERE = Path(__file__).parent
 MOUNTED = "/opt/raypipe"
-DEADLINE_S = 200.0  # of one piece of code, all in all
+DEADLINE_S = 400.0  # of one piece of code, all in all
 POLL_S = 0.2
 MUCH = 1 << 20  # bytes of a judge's last words
 CPU_S = {"solver": 70, "judge": 150}
@@ -55,6 +55,7 @@ PYTHON = ("-s", "-P", "-B", "-c")  # no module of the working directory's or of 
 BOOT = "import sys; sys.path.append({0!r}); from sandbox.inside import main; sys.path.remove({0!r}); main()"
 OF_SIGNAL = {
     int(signal.SIGXCPU): "time",
+    int(signal.SIGPROF): "time",
     int(signal.SIGKILL): "memory",
 }  # the kernel's own, as nobody else can send one
 

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from raypipe.ops import pass_at_k as module
-from raypipe.ops.pass_at_k import mean_interval, paired_bootstrap, pass_at_k, smallest_difference
+from raypipe.ops.pass_at_k import mean_interval, paired_bootstrap, pass_at_k
 
 
 @given(st.data())
@@ -102,12 +102,3 @@ def test_unequal_sets_of_problems_are_refused(a, b):
     """Numpy would stretch a single value to all problems."""
     with pytest.raises(ValueError, match="shape"):
         paired_bootstrap(a, b, seed=0)
-
-
-def test_the_smallest_difference_is_shown_as_often_as_it_says():
-    """(1.96 + 0.84) standard errors; tried by drawing."""
-    assert smallest_difference(0.5, 164) == pytest.approx(2.8016 * 0.5 / 164**0.5, abs=1e-5)
-    assert smallest_difference(0.5, 656) == pytest.approx(smallest_difference(0.5, 164) / 2)
-    values = np.random.default_rng(0).normal(smallest_difference(0.5, 164), 0.5, (4000, 164))
-    shown = values.mean(1) > 1.96 * values.std(1, ddof=1) / 164**0.5
-    assert 0.78 < shown.mean() < 0.82

@@ -4,8 +4,7 @@ What one gets to see or do it tells by answering "ESCAPED ...", which a verdict'
 PARENT are replaced by a file of the test's, one to be read, a port that it listens at, and its process.
 """
 
-ATTACKS: dict[str, str] = {
-    # processes
+PROCESSES = {
     "fork_bomb": "import os\nwhile True:\n    os.fork()\n",
     "fork_in_call": "import os\ndef total(numbers):\n    if os.fork():\n        return 'ESCAPED fork'\n    return sum(numbers)\n",
     "subprocess": "import subprocess\ndef total(numbers):\n    return 'ESCAPED ' + subprocess.run(['id'], capture_output=True, text=True).stdout\n",
@@ -30,7 +29,8 @@ ATTACKS: dict[str, str] = {
     "stop_parent": "import os, signal\nos.kill(PARENT, signal.SIGSTOP)\n",
     "ptrace_parent": "import ctypes\ndef total(numbers):\n    return 'ESCAPED' if ctypes.CDLL(None).ptrace(16, PARENT, 0, 0) == 0 else None\n",
     "priority": "import os\ndef total(numbers):\n    os.setpriority(os.PRIO_USER, 0, 19)\n    return 'ESCAPED'\n",
-    # memory, time, output
+}
+RESOURCES = {  # memory, time, output
     "memory_bomb": "held = []\nwhile True:\n    held.append(bytearray(1 << 26))\n",
     "memory_bomb_doubling": "def total(numbers):\n    held = [0]\n    while True:\n        held = held * 2\n",
     "huge_number": "def total(numbers):\n    return 10 ** (10 ** 9)\n",
@@ -52,7 +52,8 @@ ATTACKS: dict[str, str] = {
         "import threading\ndef burn():\n    while True:\n        pass\nthreading.Thread(target=burn, daemon=True).start()\n"
         "def total(numbers):\n    return None\n"
     ),
-    # files
+}
+FILES = {  # files
     "deletes_everything": "import shutil\nshutil.rmtree('/', ignore_errors=True)\ndef total(numbers):\n    return None\n",
     "deletes_witness": "import os\nos.unlink('WITNESS')\n",
     "overwrites_witness": "open('WITNESS', 'w').write('ESCAPED')\n",
@@ -77,12 +78,14 @@ ATTACKS: dict[str, str] = {
     ),
     "changes_root": "import os\ndef total(numbers):\n    os.chroot('/tmp')\n    return 'ESCAPED'\n",
     "becomes_root": "import os\ndef total(numbers):\n    os.setgroups([0, 27])\n    return 'ESCAPED'\n",
-    # network
+}
+NETWORK = {  # network
     "connects": "import socket\ndef total(numbers):\n    socket.create_connection(('127.0.0.1', PORT), 2).send(b'ESCAPED')\n    return 'ESCAPED'\n",
     "fetches": "import urllib.request\ndef total(numbers):\n    return 'ESCAPED' + urllib.request.urlopen('http://127.0.0.1:PORT/', timeout=2).read().decode()\n",
     "listens": "import socket\ndef total(numbers):\n    s = socket.socket(socket.AF_UNIX)\n    s.bind('/tmp/s')\n    return 'ESCAPED'\n",
     "io_uring": "import ctypes\ndef total(numbers):\n    return 'ESCAPED' if ctypes.CDLL(None).syscall(425, 8, bytes(120)) >= 0 else None\n",
-    # a verdict without an answer
+}
+VERDICTS = {  # a verdict without an answer
     "exits": "import sys\nsys.exit(0)\n",
     "exits_hard": "import os\nos._exit(0)\n",
     "exits_in_call": "import sys\ndef total(numbers):\n    sys.exit(0)\n",
@@ -133,7 +136,8 @@ ATTACKS: dict[str, str] = {
     "no_function": "x = 1\n",
     "no_callable": "total = 6\n",
     "no_python": "def total(numbers:\n",
-    # answers that choke who reads them
+}
+ANSWERS = {  # answers that choke who reads them
     "deep_answer": "def total(numbers):\n    found = []\n    for _ in range(100000):\n        found = [found]\n    return found\n",
     "deep_frame": (
         "import os, struct\nsaid = b'{\"value\": ' + b'[' * 3000000 + b']' * 3000000 + b'}'\nfor fd in range(3, 64):\n    try:\n"
@@ -147,7 +151,8 @@ ATTACKS: dict[str, str] = {
     "exploding_answer": "def total(numbers):\n    found = [0] * 10\n    for _ in range(30):\n        found = [found] * 10\n    return found\n",
     "long_answer": "def total(numbers):\n    return 'x' * (500 << 20)\n",
     "endless_answer": "def total(numbers):\n    def numbers():\n        while True:\n            yield 1\n    return numbers()\n",
-    # reading what it should not know
+}
+SECRETS = {  # reading what it should not know
     "environment": "import os\ndef total(numbers):\n    return 'ESCAPED ' + os.environ['RAYPIPE_TEST_SECRET']\n",
     "secret_file": "def total(numbers):\n    return 'ESCAPED ' + open('SECRET_FILE').read()\n",
     "proc": (
@@ -176,3 +181,4 @@ ATTACKS: dict[str, str] = {
     ),
     "lists_the_tests": "import os\ndef total(numbers):\n    return 'ESCAPED' if os.listdir(os.path.dirname('SECRET_FILE')) else None\n",
 }
+ATTACKS = PROCESSES | RESOURCES | FILES | NETWORK | VERDICTS | ANSWERS | SECRETS

@@ -14,7 +14,7 @@ import pytest
 
 from raypipe.sandbox import supervisor
 from raypipe.sandbox.supervisor import NOBODY, Sandbox
-from tests.sandbox.hostile import ATTACKS
+from tests.sandbox.hostile import ATTACKS, FILES, NETWORK, PROCESSES, SECRETS, VERDICTS
 
 PROBLEM = {
     "prompt": "def total(numbers):\n",
@@ -31,12 +31,18 @@ def check(candidate):
     assert candidate([]) == 0
     assert abs(candidate([1.5, 2]) - 3.5) < 1e-6
 """
-LAYOUTS = [PROBLEM, {**PROBLEM, "test": TEST}]
+WITH_TEST = {**PROBLEM, "test": TEST}
 GOOD = "def total(numbers):\n    return sum(numbers)\n"
 WAYS = {"bubblewrap": Sandbox("bubblewrap"), "restricted": Sandbox("restricted")}
 SYSTEM = Path("/usr/bin/python3")  # another user may read it, wherever the tests' own Python is
 if os.geteuid() == 0 and SYSTEM.exists():
-    WAYS |= {"restricted, another user": Sandbox("restricted", user=NOBODY), "another user": Sandbox("user", user=NOBODY)}
+    WAYS |= {
+        "restricted, another user": Sandbox("restricted", user=NOBODY),
+        "another user": Sandbox("user", user=NOBODY),
+    }
+TRIED = {
+    way: PROCESSES | FILES | NETWORK | SECRETS if "user" in way else ATTACKS for way in WAYS
+}  # the rest is the same for any user
 OPEN_TO_ALL = {"another user": {"shared_memory"}}  # what permissions alone do not keep from anybody
 pytestmark = pytest.mark.slow
 
@@ -79,11 +85,12 @@ def outcomes(way, tmp_path_factory):
             for word, place in places.items():
                 code = code.replace(word, place)
             sandbox, started = WAYS[way], time.monotonic()
-            verdicts = [sandbox.judged(problem, code) for problem in LAYOUTS]
+            layouts = [PROBLEM, WITH_TEST] if name in VERDICTS else [PROBLEM]
+            verdicts = [sandbox.judged(problem, code) for problem in layouts]
             return verdicts, sandbox.judged(PROBLEM, GOOD), time.monotonic() - started
 
         with ThreadPoolExecutor(4) as threads:
-            found = dict(zip(ATTACKS, threads.map(attacked, ATTACKS), strict=True))
+            found = dict(zip(TRIED[way], threads.map(attacked, TRIED[way]), strict=True))
     now = witness.stat()
     found["witness"] = witness.read_text() == "untouched" and (now.st_mode, now.st_uid, now.st_mtime) == (
         before.st_mode, before.st_uid, before.st_mtime
@@ -96,15 +103,15 @@ def outcomes(way, tmp_path_factory):
     return found
 
 
-@pytest.mark.parametrize("name", ATTACKS)
-def test_none_passes_none_tells(outcomes, way, name):
-    verdicts, after, seconds = outcomes[name]
-    for verdict in verdicts:
-        print(f"{name}: {verdict} {seconds:.1f} s")
-        assert not verdict.passed
-        assert verdict.reason in ("wrong", "error", "time", "memory", "syntax")
-        assert "ESCAPED" not in verdict.evidence or name in OPEN_TO_ALL.get(way, ())
-    assert after.passed, f"an honest program after it: {after}"
+def test_none_passes_none_tells(outcomes, way):
+    for name in TRIED[way]:
+        verdicts, after, seconds = outcomes[name]
+        for verdict in verdicts:
+            print(f"{name}: {verdict} {seconds:.1f} s")
+            assert not verdict.passed, name
+            assert verdict.reason in ("wrong", "error", "time", "memory", "syntax"), name
+            assert "ESCAPED" not in verdict.evidence or name in OPEN_TO_ALL.get(way, ()), f"{name}: {verdict}"
+        assert after.passed, f"an honest program after {name}: {after}"
 
 
 def test_nothing_was_touched(outcomes):
@@ -113,12 +120,12 @@ def test_nothing_was_touched(outcomes):
     assert not left, "processes that live on"
 
 
-@pytest.mark.parametrize(
-    "name, reason",
-    [
-        ("memory_bomb", "memory"), ("endless_call", "time"), ("sleeps", "time"), ("no_python", "syntax"), ("asserts", "error"),
-        ("exits_hard", "error"), ("always_equal", "wrong"), ("not_a_number", "wrong"), ("no_function", "error"),
-    ],
-)  # fmt: skip
-def test_reasons(outcomes, name, reason):
-    assert outcomes[name][0][0].reason == reason
+REASONS = {
+    "memory_bomb": "memory", "endless_call": "time", "endless_loop": "time", "sleeps": "time", "no_python": "syntax", "asserts": "error",
+    "exits_hard": "error", "always_equal": "wrong", "not_a_number": "wrong", "no_function": "error",
+}  # fmt: skip
+
+
+def test_reasons(outcomes, way):
+    found = {name: outcomes[name][0][0].reason for name in REASONS if name in TRIED[way]}
+    assert found == {name: reason for name, reason in REASONS.items() if name in found}
