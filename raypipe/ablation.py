@@ -15,8 +15,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
 
 from raypipe import comparison, pipeline
 from raypipe.config import Config
@@ -31,6 +29,7 @@ from raypipe.packs import HELD_OUT_PACKS
 from raypipe.part import read_part
 from raypipe.pipeline import Plan
 from raypipe.recipes import STAGE_NAMES
+from raypipe.sampled import LANGUAGE, values_of
 from raypipe.session import ray_session
 from raypipe.stage import folder_name
 from raypipe.store import Folder
@@ -133,9 +132,10 @@ def _check_outcome(experiment: Experiment, cells: Sequence[Cell]) -> None:
                 raise ConfigError(
                     f"run {config.name}: select.held_out_fraction is 0, and held_out_loss needs samples that are held out. Raise it"
                 )
-            if experiment.split is not None and experiment.split not in config.ingest.carry:
+            if experiment.split not in (None, LANGUAGE, *config.ingest.carry):
                 raise ConfigError(
-                    f"split: {experiment.split} is not carried. Add it to ingest.carry, which has {list(config.ingest.carry)}"
+                    f"split: {experiment.split} is not carried. Add it to ingest.carry, which has {list(config.ingest.carry)}, or take "
+                    f"{LANGUAGE}, which is guessed where it is not carried"
                 )
         elif experiment.outcome.pass_at_1 not in config.evaluate.tasks or not config.evaluate.execute:
             raise ConfigError(
@@ -284,12 +284,6 @@ def _groups(experiment: Experiment, units: Sequence[str], first: Plan) -> Iterat
         clusters = dict(zip(held_out["sample_ids"], held_out["cluster_ids"], strict=True))
         yield "cluster", [None if clusters[unit] is None else str(clusters[unit]) for unit in units]
     if experiment.split is not None:
-        clean = first["clean"].table.only("sample_id", "status", experiment.split)
-        values: dict[str, str | None] = {}
-        is_wanted = pc.is_in(pc.field("sample_id"), pa.array(units)) & (pc.field("status") == "ok")
-        for part in clean.parts:
-            rows = clean.read(part).filter(is_wanted)
-            values |= dict(
-                zip(rows.column("sample_id").to_pylist(), rows.column(experiment.split).to_pylist(), strict=True)
-            )
-        yield experiment.split, [values[unit] for unit in units]
+        tables = {name: first[name].table for name in ("ingest", "clean")}
+        values = values_of(tables, experiment.split, units, first.config.ingest.carry)
+        yield experiment.split, [values.get(unit) for unit in units]

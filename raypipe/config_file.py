@@ -5,7 +5,6 @@ YAML goes through JSON into pydantic, because only its JSON mode is strict (no "
 
 from __future__ import annotations
 
-import copy
 import difflib
 import itertools
 import json
@@ -45,7 +44,7 @@ def load_configs(path: str | Path, overrides: Sequence[str] = ()) -> list[Config
     ]
     configs = []
     for chosen in itertools.product(*choices):
-        mine = copy.deepcopy(tree)
+        mine = json.loads(json.dumps(tree, default=str))  # what a YAML anchor shares is shared no more
         for key, value, _ in chosen:
             _override(mine, key, value)
         if suffix := "".join(suffix for *_, suffix in chosen):

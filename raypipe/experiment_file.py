@@ -70,7 +70,8 @@ class Experiment(Section):
     budget: Budget | None = None  # of training, the same for all arms; null: the base's
     versus: str = "random"  # the arm that others are compared with
     outcome: Literal["held_out_loss"] | PassAt1 = "held_out_loss"
-    split: str | None = None  # of ingest.carry: the difference is shown for each of its values too
+    # of ingest.carry, or language, which is guessed where it is not carried: the difference is shown for each of its values too
+    split: str | None = None
 
     @model_validator(mode="after")
     def _coherent(self) -> Experiment:

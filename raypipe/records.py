@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from raypipe.errors import ConfigError, DataError
@@ -15,10 +16,11 @@ if TYPE_CHECKING:
     from pyarrow.dataset import Dataset
 
 
-def read(root: str, stage: str, run: str | None = None, *, endpoint: str | None = None) -> Dataset:
+def read(root: str | Path, stage: str, run: str | None = None, *, endpoint: str | None = None) -> Dataset:
     """A stage's parts as a pyarrow dataset; `run` is needed where several runs share the root."""
     import pyarrow.dataset as ds  # here, because it loads pandas
 
+    root = str(root)
     place = Folder.at(root, endpoint)
     runs = recorded_runs(place)
     if not runs or (run is None and len(runs) > 1) or (run is not None and run not in runs):

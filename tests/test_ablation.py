@@ -225,6 +225,7 @@ def resumed(finished, tmp_path_factory, ray_address):
         "set": {"storage.root": str(root)},
         "arms": ["random", "paper"],
         "seeds": [42, 7],
+        "split": "language",
     }
     (folder / "exp.yaml").write_text(yaml.safe_dump(tree))
     environment = {"RAY_ADDRESS": ray_address, "RAYPIPE_TAKE_OVER_S": "8"}
@@ -274,6 +275,8 @@ def test_the_table_and_what_it_means(resumed):
     assert pair["by_seed"] == pytest.approx([mine - its for mine, its in zip(means, versus, strict=True)])
     assert pair["low"] <= pair["mean"] <= pair["high"]
     assert sum(row["units"] for row in pair["by"]["cluster"]) <= found["num_units"] == len(held_out[0]["sample_ids"])
+    assert {row["group"] for row in pair["by"]["language"]} <= {"python", "txt", "unknown", None, "javascript"}
+    assert pair["by"]["language"]
     row = next(line.split() for line in lines if line.startswith("paper@0.4 ") and " is " not in line)
     assert (
         f"{paper['kept']:,.0f}" in row

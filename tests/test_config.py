@@ -200,3 +200,9 @@ def test_a_budget_takes_the_place_of_epochs(load):
         ConfigError, match=r"train.budget: got samples and steps of samples, target_tokens, steps, wanted one"
     ):
         load(MINIMAL, "train.budget={steps: 10, samples: 5}")
+
+
+def test_an_override_changes_one_of_two_sections_that_an_anchor_makes_equal(load):
+    anchored = "resources: {embed: &one {actors: [1, 1]}, score: *one}\n"
+    config = load(MINIMAL + anchored, "resources.score.max_batch_tokens=512")
+    assert config.resources.score.max_batch_tokens == 512 and config.resources.embed.actors == (1, 1)

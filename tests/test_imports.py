@@ -102,6 +102,7 @@ MAY_IMPORT = {  # of raypipe, beside itself; a module that is not here may impor
         "part",
         "pipeline",
         "recipes",
+        "sampled",
         "session",
         "stage",
         "store",

@@ -10,7 +10,7 @@ import pytest
 from raypipe import read
 from raypipe.lake import Lake
 from raypipe.ops.ifd import num_scored
-from raypipe.ops.style import STYLES
+from raypipe.ops.style import STYLES, languages
 from raypipe.part import Table
 from raypipe.stage import Inputs
 from raypipe.stages import report
@@ -118,3 +118,22 @@ def test_no_text_where_none_is_asked_for(finished, tmp_path, shared_ray):
     for _, row in rows_of(root).iterrows():
         assert row["instruction"][:60] not in page and row["instruction"][:60] not in numbers
     assert len(json.loads(numbers)["samples"]) > 100 and "This report shows no texts" in page
+
+
+def test_held_out_losses_by_language(finished):
+    """No column is carried here; of each held-out sample the language is guessed, so that groups add up to all."""
+    root = finished[0] / "root"
+    told = json.loads((stage_folder(root, "report") / "report.json").read_text())["training"]
+    held_out = json.loads((stage_folder(root, "train") / "held_out.json").read_text())
+    rows = told["by_column"]["language"]
+    assert sum(row["num_samples"] for row in rows) == len(held_out["sample_ids"])
+    texts = read(str(root), "ingest").to_table(columns=["sample_id", "response"]).to_pydict()
+    response = dict(zip(texts["sample_id"], texts["response"], strict=True))
+    spoken = languages([response[sample] for sample in held_out["sample_ids"]])
+    first, last = (held_out["nll"][step] for step in (min(held_out["nll"], key=int), max(held_out["nll"], key=int)))
+    for row in rows:
+        its = [n for n, language in enumerate(spoken) if language == row["value"]]
+        tokens = sum(held_out["num_tokens"][n] for n in its)
+        assert row["num_samples"] == len(its)
+        assert row["loss_before"] == pytest.approx(sum(first[n] for n in its) / tokens)
+        assert row["loss_after"] == pytest.approx(sum(last[n] for n in its) / tokens)
