@@ -97,7 +97,7 @@ STAGES = (
     Stage("score", ("ingest", "clean"), _score_content, version=2),
     Stage("select", ("clean", "cluster", "score"), _select_content, version=2, whole_lake=_always),
     Stage("pack", ("ingest", "cluster", "select"), _pack_content, version=2, whole_lake=_always),
-    Stage("train", ("pack",), _train_content, version=2, whole_lake=_always),
+    Stage("train", ("pack",), _train_content, version=3, whole_lake=_always),
     Stage("generate", ("train",), _generate_content),
     Stage("evaluate", ("generate",), _evaluate_content),
     Stage(

@@ -53,7 +53,10 @@ def same(one, other):
     return one == other
 
 
-@pytest.mark.parametrize("stage", STAGES, ids=lambda stage: stage.name)
+WITH_ROWS = [stage for stage in STAGES if stage.name not in ("generate", "evaluate")]  # these have none here: tests/test_evaluate.py
+
+
+@pytest.mark.parametrize("stage", WITH_ROWS, ids=lambda stage: stage.name)
 def test_rows_change_only_with_the_version(finished, stage, request):
     path, got = GOLDEN / f"{stage.name}.json", rows_of(finished[0] / "root", stage.name)
     if request.config.getoption("--update-golden"):
