@@ -49,9 +49,12 @@ def embedder(tmp_path_factory) -> Path:
     return link
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def ray_address():
-    """A cluster for processes of the command line that tests start: to start Ray takes most of the time of a short one."""
+    """A cluster for the processes of the command line that a module starts: to start Ray takes most of the time of a short one.
+
+    Of a module, not of the session: once a Ray of this process has begun (`ray_here`), whoever takes an older cluster fails.
+    """
     from tests.lakes import ray_cluster
 
     with ray_cluster() as address:
@@ -65,14 +68,14 @@ def shared_ray(ray_address, monkeypatch):
 
 
 @pytest.fixture(scope="session")
-def finished(tmp_path_factory, random_model, embedder, ray_address):
+def finished(tmp_path_factory, random_model, embedder):
     """A finished run of the whole chain on 220 samples: (folder, config, its process)."""
     from tests.lakes import raypipe, write_config, write_lake
 
     folder = tmp_path_factory.mktemp("chain")
     write_lake(folder / "lake", num_samples=220)
     config = write_config(folder / "test.yaml", model=random_model, embedder=embedder)
-    done = raypipe("run", config, RAY_ADDRESS=ray_address)
+    done = raypipe("run", config)
     assert done.returncode == 0, done.stderr
     return folder, config, done
 
