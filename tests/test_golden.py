@@ -53,7 +53,9 @@ def same(one, other):
     return one == other
 
 
-WITH_ROWS = [stage for stage in STAGES if stage.name not in ("generate", "evaluate")]  # these have none here: tests/test_evaluate.py
+WITH_ROWS = [
+    stage for stage in STAGES if stage.name not in ("generate", "evaluate")
+]  # these have none here: tests/test_evaluate.py
 
 
 @pytest.mark.parametrize("stage", WITH_ROWS, ids=lambda stage: stage.name)
