@@ -23,8 +23,6 @@ from tests.lakes import PROJECT, raypipe, write_config, write_lake
 
 STAGES = ("ingest", "clean", "embed", "cluster", "score", "select")
 PAGE_BYTES = 4096
-RETRY_S = 300  # as it is where nobody says otherwise
-OWN_RAY = {"RAY_ADDRESS": ""}  # where workers need other variables, or mounts, than a cluster's
 
 
 @dataclass
@@ -79,7 +77,10 @@ def make_world(folder: Path, rgw: Any, proxy: Any, model: Path, embedder: Path) 
     for file in lake.iterdir():
         rgw.owner.client().upload_file(str(file), bucket, f"lake/{file.name}")
     ingest = {"paths": [f"s3://{bucket}/lake"], "part_bytes": 7000}
-    config = write_config(folder / "test.yaml", model=model, embedder=embedder, ingest=ingest)
+    one = {"actors": [1, 1]}  # loading a model costs more than using it here
+    config = write_config(
+        folder / "test.yaml", model=model, embedder=embedder, ingest=ingest, resources={"embed": one, "score": one}
+    )
     world = World(folder, bucket, config, proxy, rgw.endpoint)
     proxy.clear()
     done, world.seconds = world.run(world.root("unbroken").path)
@@ -111,14 +112,13 @@ def judged(world: World, scenario: Scenario, root: Folder, runs: list, fired: di
     return Outcome(scenario.name, codes, said, dict(fired), [seconds for _, seconds in runs], wrong)
 
 
-def network(world: World, scenario: Scenario, *, rules: list[dict[str, Any]], retry_s: int = RETRY_S) -> Outcome:
+def network(world: World, scenario: Scenario, *, rules: list[dict[str, Any]], retry_s: int = 300) -> Outcome:
     """A share as `skip` is one of the requests of the unbroken run."""
     root, proxy = world.root(scenario.name), world.proxy
     proxy.clear()
     share = [rule | {"skip": int(rule.get("skip", 0) * world.requests)} for rule in rules]
-    patience = {"RAYPIPE_RETRY_S": str(retry_s), **({} if retry_s == RETRY_S else OWN_RAY)}
     with proxy.rules(share, seed=1):
-        runs = [world.run(root.path, **patience)]
+        runs = [world.run(root.path, RAYPIPE_RETRY_S=str(retry_s))]
     fired, there = proxy.stats()["fired"], {found.uri for found in root.walk() if "/part-" in found.uri}
     if not scenario.promise:
         return judged(world, scenario, root, runs, fired)
@@ -168,9 +168,7 @@ def disk(world: World, scenario: Scenario, *, mounts: tuple[str, str]) -> Outcom
     sizes = [path.stat().st_size for path in start.rglob("*") if path.is_file()]
     room = sum(-(-size // PAGE_BYTES) for size in sizes) + sum(-(-size // PAGE_BYTES) for size in score) // 2 + 2
     places = {"OUT": str(out), "DISK": str(out / "disk"), "SIZE": str(room * PAGE_BYTES)}
-    environment = (
-        os.environ | OWN_RAY | world.proxy.environment | places | dict(zip(("BEFORE", "BETWEEN"), mounts, strict=True))
-    )
+    environment = os.environ | world.proxy.environment | places | dict(zip(("BEFORE", "BETWEEN"), mounts, strict=True))
     command = [sys.executable, "-m", "raypipe.cli", *world.words(out / "disk")]
     script, began = ["unshare", "--map-root-user", "--mount", "bash", "-c", IN_NAMESPACE, "bash"], time.time()
     done = subprocess.run([*script, *command], env=environment, cwd=PROJECT, capture_output=True, text=True)

@@ -14,7 +14,6 @@ from raypipe.part import commit_part, read_footer, read_part
 from raypipe.repair import is_sound
 from raypipe.store import Folder
 from tests.faults import BY_NAME, SCENARIOS, flipped_data, make_world, meet
-from tests.lakes import ray_cluster
 
 PART = "part-0000000-0000-0123456789ab-end.parquet"
 
@@ -77,14 +76,12 @@ def test_scenarios_have_names_of_their_own():
 @pytest.fixture(scope="module")
 def world(rgw, proxy, tmp_path_factory, random_model, embedder):
     with pytest.MonkeyPatch.context() as patch:
-        for name, value in proxy.environment.items():  # for the cluster's workers; this process goes past the proxy
+        for name, value in rgw.environment.items():
             patch.setenv(name, value)
         for name in ("AWS_SESSION_TOKEN", "AWS_PROFILE"):
             patch.delenv(name, raising=False)
-        with ray_cluster() as address:
-            patch.setenv("RAY_ADDRESS", address)
-            yield make_world(tmp_path_factory.mktemp("faults"), rgw, proxy, random_model, embedder)
-            proxy.clear()
+        yield make_world(tmp_path_factory.mktemp("faults"), rgw, proxy, random_model, embedder)
+        proxy.clear()
 
 
 def kept_its_promise(world, name):

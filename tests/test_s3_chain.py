@@ -227,7 +227,7 @@ def start(*words: object, **environment: str) -> subprocess.Popen:
 
 
 @pytest.mark.slow
-def test_killed_training_goes_on_from_its_checkpoint(finished, rgw, bucket, tmp_path, ray_address):
+def test_killed_training_goes_on_from_its_checkpoint(finished, rgw, bucket, tmp_path):
     """Checkpoints are written by all workers, object by object: the last whole one is what counts."""
     local, root = tmp_path / "root", Folder.at(f"{bucket}/root", rgw.endpoint)
     shutil.copytree(finished[0] / "root", local, ignore=shutil.ignore_patterns("train-*", "report-*"))
@@ -251,7 +251,7 @@ def test_killed_training_goes_on_from_its_checkpoint(finished, rgw, bucket, tmp_
     seldom = "train.checkpoint_every_s=900"
     again = raypipe("run", *on_s3, seldom, "resources.train.workers=[1, 1]", **quickly)
     assert again.returncode == 0, again.stderr
-    unbroken = raypipe("run", *words, seldom, f"storage.root={local}", RAY_ADDRESS=ray_address, **quickly)
+    unbroken = raypipe("run", *words, seldom, f"storage.root={local}", **quickly)
     assert unbroken.returncode == 0, unbroken.stderr
     wanted = losses((stage_folder(local, "train") / "metrics.jsonl").read_bytes())
     got = losses(remote_folder(root, "train").read("metrics.jsonl"))

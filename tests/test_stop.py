@@ -54,10 +54,13 @@ def parts(root, stage):
 @pytest.fixture
 def config(tmp_path, random_model, embedder):
     write_lake(tmp_path / "lake", num_samples=450, files=2)
-    return write_config(tmp_path / "test.yaml", model=random_model, embedder=embedder, ingest={"part_bytes": 6000})
+    return write_config(
+        tmp_path / "test.yaml", model=random_model, embedder=embedder, ingest={"part_bytes": 6000},
+        resources={"score": {"actors": [1, 1]}},
+    )  # fmt: skip
 
 
-def test_sigterm_commits_what_is_done(config, tmp_path, ray_address):
+def test_sigterm_commits_what_is_done(config, tmp_path):
     """A pod that is drained gets SIGTERM and half a minute: a part of a minute of GPU work is lost if it is not kept."""
     root = tmp_path / "root"
     driver = start(config, "--until", "score")
@@ -65,7 +68,7 @@ def test_sigterm_commits_what_is_done(config, tmp_path, ray_address):
     said = stopped(driver, driver.terminate, 30)
     assert "stopping: parts in work get" in said and "stopped as asked" in said and "Traceback" not in said, said
     there = parts(root, "score")
-    done = raypipe("run", config, "--until", "score", RAY_ADDRESS=ray_address)
+    done = raypipe("run", config, "--until", "score")
     total = len(parts(root, "score"))
     assert 2 <= len(there) < total, "stopped too late to show anything"
     assert done.returncode == 0 and f"{total - len(there)} of {total} parts to make" in done.stderr
