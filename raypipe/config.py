@@ -227,21 +227,18 @@ class Train(Section):
 
 
 class Evaluate(Section):
-    NOT_CONTENT = frozenset(
-        {"tasks", "execute", "execute_without_sandbox"}
-    )  # tasks: their files' digests are in the recipe instead
-    tasks: dict[
-        Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_]*$")], str
-    ] = {}  # name: a JSONL file laid out as HumanEval's or evalplus's
+    # of tasks their files' digests are in the recipe instead
+    NOT_CONTENT = frozenset({"tasks", "execute", "execute_without_sandbox"})
+    # name: a JSONL file laid out as HumanEval's or evalplus's
+    tasks: dict[Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_]*$")], str] = {}
     num_completions: Positive = 1  # of each problem; 1: greedy
     temperature: Annotated[float, Field(gt=0)] = 0.8  # where there are more
     max_new_tokens: Positive = 1024
     backend: Literal["auto", "vllm", "transformers"] = "auto"
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
     execute: bool = False  # run what the models wrote, in a sandbox
-    execute_without_sandbox: bool = (
-        False  # where a machine has none: it may then read, write and reach all that raypipe may
-    )
+    # where a machine has none: it may then read, write and reach all that raypipe may
+    execute_without_sandbox: bool = False
 
 
 class Report(Section):

@@ -21,7 +21,6 @@ from raypipe.errors import ConfigError, RaypipeError, Stopped
 from raypipe.identity import object_digest
 from raypipe.machine import MACHINE, Doubt, disk, gpus
 from raypipe.ops.trackers import check_installed
-from raypipe.ops.warnings import of_evaluation
 from raypipe.s3 import patience
 from raypipe.sandbox.supervisor import find_sandbox
 from raypipe.store import Folder
@@ -128,8 +127,7 @@ def _trackers(config: Config) -> str:
 def _sandbox(config: Config) -> str:
     """Of this machine: others may allow another."""
     found = find_sandbox(config.evaluate.execute_without_sandbox)
-    said = of_evaluation({found.kind: 1})
-    return Doubt(f"{found.kind}: {found.why_not}") if said else f"{found.kind}: for what models wrote"
+    return Doubt(f"{found.kind}: {found.why_not}") if found.why_not else f"{found.kind}: for what models wrote"
 
 
 def _nodes(places: Sequence[str]) -> str:

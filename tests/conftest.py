@@ -55,10 +55,13 @@ def ray_address():
 
     Of a module, not of the session: once a Ray of this process has begun (`ray_here`), whoever takes an older cluster fails.
     """
-    from tests.lakes import ray_cluster
+    from ray.cluster_utils import Cluster
 
-    with ray_cluster() as address:
-        yield address
+    settings = {"idle_worker_killing_time_threshold_ms": 10_000}  # as Ray on one machine has it here
+    head = {"num_cpus": os.cpu_count(), "include_dashboard": False, "_system_config": settings}
+    cluster = Cluster(initialize_head=True, head_node_args=head)
+    yield cluster.address
+    cluster.shutdown()
 
 
 @pytest.fixture

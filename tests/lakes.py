@@ -6,8 +6,6 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import yaml
@@ -56,18 +54,6 @@ def raypipe(*words: object, **environment: str) -> subprocess.CompletedProcess:
     """The command line in a process of its own."""
     command = [sys.executable, "-m", "raypipe.cli", *map(str, words)]
     return subprocess.run(command, capture_output=True, text=True, env={**os.environ, **environment}, cwd=PROJECT)
-
-
-@contextmanager
-def ray_cluster() -> Iterator[str]:
-    """The address of a cluster of one node on this machine, whose workers keep this process's variables of now."""
-    from ray.cluster_utils import Cluster
-
-    settings = {"idle_worker_killing_time_threshold_ms": 10_000}  # as Ray on one machine has it here
-    head = {"num_cpus": os.cpu_count(), "include_dashboard": False, "_system_config": settings}
-    cluster = Cluster(initialize_head=True, head_node_args=head)
-    yield cluster.address
-    cluster.shutdown()
 
 
 def wait_until(condition, driver: subprocess.Popen | None = None, timeout_s: float = 240):

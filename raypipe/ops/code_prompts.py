@@ -50,20 +50,17 @@ def program(form: Form, problem: Problem, completion: str) -> str:
         text = "\n" + text.lstrip().partition("\n")[2]
     ends = [place for stop in stops(form, problem.kind) if (place := text.find(stop)) >= 0]
     text = text[: min(ends, default=len(text))]
-    defined = _defined(text)
-    if defined is None and form == "completion" and problem.kind == "function":
-        return problem.prompt + text
-    if defined is not None and problem.entry_point in defined:
+    if problem.entry_point in _defined(text):
         return "".join(FUTURE.findall(text)) + _imports(problem.prompt) + FUTURE.sub("", text)
     return problem.prompt + text if problem.kind == "function" else text
 
 
-def _defined(text: str) -> set[str] | None:
-    """Names at the top; None for what is no Python by itself, as a function's body is."""
+def _defined(text: str) -> set[str]:
+    """Names at the top; none of what is no Python by itself, as a function's body is."""
     try:
         tree = ast.parse(text)
     except (SyntaxError, ValueError, RecursionError, MemoryError):
-        return None
+        return set()
     names = {node.name for node in tree.body if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef))}
     return names | {
         target.id

@@ -18,10 +18,8 @@ from .plain import Gone, Pipe, TooLate, pack, packed, unpack
 # CPU seconds, as machines are shared. The solver's own timer ends it; whoever switches that off, or sleeps, has WALL times as many seconds.
 START_S = 6.0  # that the code may take to be run
 CALL_S, TIMES_CANONICAL = 4.0, 4.0  # a call may take the longer of both
-WALL, TOTAL_S = (
-    5.0,
-    180.0,
-)  # seconds of all calls of a problem, beside WALL * TIMES_CANONICAL of the canonical solution's
+WALL = 5.0
+TOTAL_S = 180.0  # seconds of all calls of a problem, beside WALL * TIMES_CANONICAL of the canonical solution's
 REASONS = {"MemoryError": "memory", "SyntaxError": "syntax", "IndentationError": "syntax", "TabError": "syntax"}
 
 
@@ -104,10 +102,8 @@ class _Reference:
         self.solution = self.names[problem["entry_point"]]
 
     def _run(self, code: str) -> None:
-        try:
-            exec(
-                compile(code, "problem", "exec", dont_inherit=True), self.names
-            )  # of the file that the user evaluates with
+        try:  # code of the file that the user evaluates with
+            exec(compile(code, "problem", "exec", dont_inherit=True), self.names)
         except Exception as error:
             raise Broken(f"{type(error).__name__}: {error}") from error
 
@@ -136,10 +132,8 @@ class _Reference:
     def _expected(self, arguments: Any) -> tuple[Any, float]:
         """And the CPU seconds that it took."""
         started = time.process_time()
-        try:
-            expected = unpack(
-                packed(self.solution(*copy.deepcopy(arguments)))
-            )  # as an answer comes, and in the same time
+        try:  # as an answer comes, and in the same time
+            expected = unpack(packed(self.solution(*copy.deepcopy(arguments))))
         except Exception as error:
             raise Broken(f"on {SHORT.repr(arguments)}: {type(error).__name__}: {error}") from error
         return expected, time.process_time() - started

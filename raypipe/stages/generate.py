@@ -17,6 +17,7 @@ from raypipe.config import Config
 from raypipe.identity import fetched_model, pinned_model, read_object
 from raypipe.models.generator import Sampling, make_generator
 from raypipe.models.pretrained import load_tokenizer, max_positions
+from raypipe.ops.chat_template import SLOT
 from raypipe.ops.code_prompts import BEGINNING, FORMS, instruction, said, stops
 from raypipe.ops.problems import PROBLEMS, Problem, read_problems
 from raypipe.ops.tokens import prompt_ids, text_ids
@@ -108,8 +109,7 @@ class Generate:
 
     def _prompt(self, problem: Problem) -> list[int]:
         if self.form == "completion":
-            bos = [] if self.tokenizer.bos_token_id is None else [self.tokenizer.bos_token_id]
-            return bos + text_ids(self.tokenizer, [problem.prompt])[0]
+            return prompt_ids(self.tokenizer, SLOT, [problem.prompt])[0]
         asked = prompt_ids(self.tokenizer, self.config.template, [instruction(problem)])[0]
         return asked + text_ids(self.tokenizer, [BEGINNING])[0]
 
