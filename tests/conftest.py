@@ -7,6 +7,7 @@ import os
 import tempfile
 import time
 from collections import defaultdict
+from contextlib import ExitStack
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # two threads on a busy machine cost three times the CPU
@@ -49,19 +50,13 @@ def embedder(tmp_path_factory) -> Path:
     return link
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def ray_address():
-    """A cluster for the processes of the command line that a module starts: to start Ray takes most of the time of a short one.
+    """A cluster for this process and those of the command line: to start Ray takes most of the time of a short one."""
+    from tests.cluster import ray_cluster
 
-    Of a module, not of the session: once a Ray of this process has begun (`ray_here`), whoever takes an older cluster fails.
-    """
-    from ray.cluster_utils import Cluster
-
-    settings = {"idle_worker_killing_time_threshold_ms": 10_000}  # as Ray on one machine has it here
-    head = {"num_cpus": os.cpu_count(), "include_dashboard": False, "_system_config": settings}
-    cluster = Cluster(initialize_head=True, head_node_args=head)
-    yield cluster.address
-    cluster.shutdown()
+    with ray_cluster() as address:
+        yield address
 
 
 @pytest.fixture
@@ -71,24 +66,27 @@ def shared_ray(ray_address, monkeypatch):
 
 
 @pytest.fixture(scope="session")
-def finished(tmp_path_factory, random_model, embedder):
+def finished(tmp_path_factory, random_model, embedder, ray_address):
     """A finished run of the whole chain on 220 samples: (folder, config, its process)."""
     from tests.lakes import raypipe, write_config, write_lake
 
     folder = tmp_path_factory.mktemp("chain")
     write_lake(folder / "lake", num_samples=220)
     config = write_config(folder / "test.yaml", model=random_model, embedder=embedder)
-    done = raypipe("run", config)
+    done = raypipe("run", config, RAY_ADDRESS=ray_address)
     assert done.returncode == 0, done.stderr
     return folder, config, done
 
 
 @pytest.fixture(scope="session")
-def ray_here():
-    """One Ray on this machine for all tests of a session that need one in process."""
+def ray_here(ray_address):
+    """This process is connected to that cluster, from now to the end."""
     from raypipe.session import ray_session
 
-    with ray_session():
+    with ExitStack() as stack:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("RAY_ADDRESS", ray_address)
+            stack.enter_context(ray_session())
         yield
 
 

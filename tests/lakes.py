@@ -6,8 +6,10 @@ import os
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
+import psutil
 import yaml
 
 from raypipe.ops.synthetic import chunk_lines
@@ -65,6 +67,16 @@ def wait_until(condition, driver: subprocess.Popen | None = None, timeout_s: flo
         )
         assert time.monotonic() < deadline, f"waited {timeout_s:.0f} s in vain"
         time.sleep(0.005)
+    return found
+
+
+def ray_workers(name: str) -> list[psutil.Process]:
+    """Ray's worker processes that are at `name`, of clusters that this process began: others may be at work on the machine."""
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        with suppress(psutil.NoSuchProcess):
+            if name in (process.cmdline() or [""])[0]:
+                found.append(process)
     return found
 
 

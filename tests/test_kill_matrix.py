@@ -23,7 +23,7 @@ import pytest
 from ray.cluster_utils import Cluster
 
 from raypipe.store import Folder
-from tests.lakes import PROJECT, save_random_model, wait_until, write_config, write_lake
+from tests.lakes import PROJECT, ray_workers, save_random_model, wait_until, write_config, write_lake
 
 pytestmark = pytest.mark.slow
 POINTS = {  # in the order of a run: the stage, and what it has put by then
@@ -127,7 +127,7 @@ def workers_of(point):
         "cluster's assign": "ray::_Light",
         "select": "ray::_Light",
     }.get(point, "ray::MapWorker(MapBatches(_Call))")
-    return [p for p in psutil.process_iter(["cmdline"]) if (p.info["cmdline"] or [""])[0].startswith(wanted)]
+    return ray_workers(wanted)
 
 
 def digests(footers):

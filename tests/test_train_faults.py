@@ -20,7 +20,7 @@ from ray.cluster_utils import Cluster
 from ray.core.generated import autoscaler_pb2
 
 from raypipe.store import Folder
-from tests.lakes import PROJECT, wait_until
+from tests.lakes import PROJECT, ray_workers, wait_until
 
 pytestmark = pytest.mark.slow
 NODE = {"num_cpus": 1, "object_store_memory": 200 << 20}
@@ -86,11 +86,6 @@ class World:
         return saved, [line for line in self.lines(name) if json.loads(line)["step"] < saved]
 
 
-def workers():
-    """Ray Train's worker processes, as long as they train."""
-    return [p for p in psutil.process_iter(["cmdline"]) if "RayTrainWorker" in (p.info["cmdline"] or [""])[0]]
-
-
 @pytest.fixture(scope="module")
 def world(rgw, finished, tmp_path_factory):
     environment = {**os.environ, **rgw.environment, **QUICK, "OMP_NUM_THREADS": "1"}
@@ -143,7 +138,7 @@ def test_a_worker_is_killed(world, unbroken):
     world.prepared("worker")
     driver = world.start("worker", "resources.train.workers=[1, 2]")
     _, kept = world.mid_epoch("worker", driver)
-    os.kill(workers()[0].pid, signal.SIGKILL)
+    ray_workers("RayTrainWorker")[0].kill()
     lines = check(world, "worker", driver, unbroken, kept)
     assert 2 in workers_by_step(lines)
 
@@ -178,7 +173,9 @@ def test_a_node_is_about_to_be_taken_away(world, unbroken):
     """A notice of preemption is worth a checkpoint at once: the interval may be a quarter of an hour."""
     world.prepared("notice")
     driver = world.start("notice", "resources.train.workers=[1, 2]", "train.checkpoint_every_s=1000")
-    started = wait_until(lambda: len(found := {worker.ppid() for worker in workers()}) == 2 and found, driver)
+    started = wait_until(
+        lambda: len(found := {worker.ppid() for worker in ray_workers("RayTrainWorker")}) == 2 and found, driver
+    )
     assert world.saved("notice") == []
     lost = next(node for node in world.nodes if raylet_of(node) in started)
     noticed = time.monotonic()  # before the first step: 137 of them take seconds here

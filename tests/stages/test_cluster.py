@@ -6,7 +6,6 @@ import subprocess
 import sys
 
 import numpy as np
-import psutil
 import pyarrow as pa
 import pytest
 
@@ -22,7 +21,7 @@ from raypipe.stage import Inputs, folder_name, recipe
 from raypipe.stages import cluster
 from raypipe.stages.embed import embedding_column
 from raypipe.store import Folder
-from tests.lakes import PROJECT
+from tests.lakes import PROJECT, ray_workers
 
 
 def config(root, actors=(1, 1), **keys):
@@ -70,7 +69,7 @@ def fit_with_actors(root, number, kills):
     def advance_and_kill(fit, fold, state):
         rounds.append(state)
         if kills and len(rounds) == 3:
-            next(p for p in psutil.process_iter(["cmdline"]) if p.info["cmdline"][:1] == ["ray::_Shard"]).kill()
+            ray_workers("ray::_Shard")[0].kill()
         return advance(fit, fold, state)
 
     kmeans.Fit.advance = advance_and_kill
