@@ -45,7 +45,8 @@ Results = Mapping[str, Any]  # what is in results.json
 
 def plan(experiment: Experiment, cells: Sequence[Cell]) -> Plans:
     """Starts nothing. ConfigError for what would be found out too late."""
-    plans = {config.name: pipeline.plan(config) for config in _in_order(cells)}
+    lakes: pipeline.Lakes = {}
+    plans = {config.name: pipeline.plan(config, lakes=lakes) for config in _in_order(cells)}
     _check_outcome(experiment, cells)
     _check_arms_differ(cells, plans)
     return plans

@@ -70,15 +70,25 @@ class Plan:
         return replace(self, stages=tuple(stages))
 
 
-def plan(config: Config, from_stage: str | None = None, *, asked: str | None = None) -> Plan:
+Lakes = dict[str, Lake]  # by what was listed
+
+
+def plan(
+    config: Config, from_stage: str | None = None, *, asked: str | None = None, lakes: Lakes | None = None
+) -> Plan:
     """What a run of this config is made of. Starts nothing; lists the lake unless `from_stage` takes it from the run file.
 
-    Errors about what is not prepared begin with what was `asked` for, where that is not --from.
+    Errors about what is not prepared begin with what was `asked` for, where that is not --from. Plans that are given the same `lakes`, empty
+    at first, list each once: to list 100,000 objects takes a while, and runs that are compared must not see a lake grow.
     """
     _check_names(from_stage)
     root = root_of(config)
     config = _resolved(config)
-    lake = _listed_lake(config) if from_stage in (None, "ingest") else _recorded_lake(root, config, str(from_stage))
+    lake = (
+        _listed_lake(config, {} if lakes is None else lakes)
+        if from_stage in (None, "ingest")
+        else _recorded_lake(root, config, str(from_stage))
+    )
     folders: dict[str, str] = {}
     stages = []
     for stage in STAGES:
@@ -133,15 +143,16 @@ def run_all(
     _check_names(until, repair)
     wanted = STAGE_NAMES[: STAGE_NAMES.index(until) + 1] if until else STAGE_NAMES
     with patience(PLAN_PATIENCE_S):
-        plans = [_prepared(config, from_stage, wanted, repair) for config in configs]
+        lakes: Lakes = {}
+        plans = [_prepared(config, from_stage, wanted, repair, lakes) for config in configs]
     if not any(_is_due(planned, wanted, repair) for planned in plans):
         return plans
     with ray_session():
         return [_carried_out(planned, wanted, repair) for planned in plans]
 
 
-def _prepared(config: Config, from_stage: str | None, wanted: Sequence[str], repair: str | None) -> Plan:
-    planned = plan(config, from_stage)
+def _prepared(config: Config, from_stage: str | None, wanted: Sequence[str], repair: str | None, lakes: Lakes) -> Plan:
+    planned = plan(config, from_stage, lakes=lakes)
     if "score" in wanted and not planned["score"].done:
         _check_budget(planned)
     if "train" in wanted and not planned["train"].done:
@@ -224,9 +235,12 @@ def root_of(config: Config) -> Folder:
     return Folder.at(config.storage.root, config.storage.endpoint)
 
 
-def _listed_lake(config: Config) -> Lake:
-    ingest = config.ingest
-    return list_lake(ingest.paths, partitions=ingest.partitions, endpoint=config.storage.endpoint)
+def _listed_lake(config: Config, lakes: Lakes) -> Lake:
+    paths, partitions, endpoint = config.ingest.paths, config.ingest.partitions, config.storage.endpoint
+    wanted = json.dumps([paths, partitions, endpoint])
+    if wanted not in lakes:
+        lakes[wanted] = list_lake(paths, partitions=partitions, endpoint=endpoint)
+    return lakes[wanted]
 
 
 def _check_lake_can_be_read(planned: Plan) -> None:

@@ -4,6 +4,7 @@ A skip is allowed for two reasons only: no GPU, or no ../shared. Anything else t
 """
 
 import os
+import shutil
 import tempfile
 import time
 from collections import defaultdict
@@ -17,6 +18,7 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 
 import hypothesis
 import pytest
+import yaml
 
 hypothesis.settings.register_profile("no timing decides", deadline=None)
 hypothesis.settings.load_profile("no timing decides")
@@ -76,6 +78,25 @@ def finished(tmp_path_factory, random_model, embedder, ray_address):
     done = raypipe("run", config, RAY_ADDRESS=ray_address)
     assert done.returncode == 0, done.stderr
     return folder, config, done
+
+
+@pytest.fixture(scope="session")
+def evaluated(finished, tmp_path_factory, ray_address):
+    """The same run with an evaluation of four problems, in a root of its own: (root, config, its process)."""
+    from tests.lakes import TASKS, evaluation, raypipe
+
+    folder = tmp_path_factory.mktemp("evaluated")
+    shutil.copytree(finished[0] / "root", root := folder / "root")
+    (folder / "own.jsonl").write_text(TASKS)
+    tree = {
+        **yaml.safe_load(finished[1].read_text()),
+        "name": "evaluated",
+        "evaluate": evaluation(f"{folder}/own.jsonl"),
+    }
+    (config := folder / "test.yaml").write_text(yaml.safe_dump({**tree, "storage": {"root": str(root)}}))
+    done = raypipe("run", config, RAY_ADDRESS=ray_address)
+    assert done.returncode == 0, done.stderr
+    return root, config, done
 
 
 @pytest.fixture(scope="session")

@@ -52,6 +52,34 @@ def write_config(path: Path, *, model: Path, embedder: Path, **sections) -> Path
     return path
 
 
+NAMES = ["add", "double", "first", "last"]
+BODIES = ["    return a + b\n", "    return 2 * a\n", "    return a[0]\n", "    return a[-1]\n"]
+INPUTS = [[[1, 2], [3, 4]], [[2], [5]], [[[7, 8]]], [[[7, 8]]]]
+
+
+def problem(n: int, **fields) -> dict:
+    """One of four, in HumanEval+'s layout."""
+    heading = f"def {NAMES[n]}({'a, b' if n == 0 else 'a'}):\n"
+    return {
+        "task_id": f"Own/{n}", "prompt": f'{heading}    """What its name says."""\n', "entry_point": NAMES[n], "canonical_solution": BODIES[n],
+        "base_input": INPUTS[n], "plus_input": [], "atol": 0, **fields,
+    }  # fmt: skip
+
+
+def evaluation(tasks: str) -> dict:
+    """Section `evaluate` of a config, for a file of `TASKS`."""
+    return {
+        "tasks": {"own": tasks},
+        "execute": True,
+        "max_new_tokens": 12,
+        "num_completions": 2,
+        "backend": "transformers",
+    }
+
+
+TASKS = "".join(json.dumps(problem(n)) + "\n" for n in range(4))
+
+
 def raypipe(*words: object, **environment: str) -> subprocess.CompletedProcess:
     """The command line in a process of its own."""
     command = [sys.executable, "-m", "raypipe.cli", *map(str, words)]

@@ -178,6 +178,14 @@ def test_a_plan_starts_nothing(load, base, monkeypatch, capsys):
     assert "Did you mean train.epochs?" in capsys.readouterr().err
 
 
+def test_arms_see_one_lake(load, monkeypatch):
+    """A hundred runs on a hundred thousand objects, which another job adds to meanwhile."""
+    listed, real = [], pipeline.list_lake
+    monkeypatch.setattr(pipeline, "list_lake", lambda *args, **named: listed.append(args) or real(*args, **named))
+    ablation.plan(*load(arms=["random", "paper", "full"]))
+    assert len(listed) == 1
+
+
 def test_problems_are_read_by_task_and_model(load, base, monkeypatch):
     """Rows of stage evaluate: of the fine-tuned model alone, the share of a problem's completions that pass."""
     columns = ("model", "task", "problem_id", "completion_index", "completion", "passed", "reason", "seconds")

@@ -13,7 +13,6 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-import psutil
 import pytest
 from ray._raylet import GcsClient
 from ray.cluster_utils import Cluster

@@ -135,7 +135,7 @@ def of_evaluation(sandboxes: Mapping[str, int]) -> list[str]:
     said = {
         "restricted": "without namespaces, only with system calls, files and limits restricted. Where that is not enough, install bubblewrap and "
         "allow user namespaces",
-        "user": "without namespaces and Landlock, as another user with limits: files that anybody may read or write are open to them. Install "
+        "user": "without namespaces and Landlock, as another user with limits: they could write no file, but read those that anybody may. Install "
         "bubblewrap and allow user namespaces, or use Linux 5.13 or newer",
         "unprotected": "WITHOUT A SANDBOX, as evaluate.execute_without_sandbox allows: they could read, write and reach all that raypipe may",
     }

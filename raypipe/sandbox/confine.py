@@ -31,12 +31,19 @@ DENIED: dict[str, tuple[int | None, int | None]] = {
     "prlimit64": (302, 261), "setpriority": (141, 140), "sched_setscheduler": (144, 119), "personality": (135, 92),
     "open_by_handle_at": (304, 265), "name_to_handle_at": (303, 264), "fanotify_init": (300, 262), "quotactl": (179, 60),
     "swapon": (167, 224), "sethostname": (170, 161), "settimeofday": (164, 170), "clock_settime": (227, 112), "acct": (163, 89),
-    # what Landlock does not see
+    # what Landlock does not see, or not in all its versions
     "chmod": (90, None), "fchmod": (91, 52), "fchmodat": (268, 53), "fchmodat2": (452, 452), "chown": (92, None), "fchown": (93, 55),
     "lchown": (94, None), "fchownat": (260, 54), "setxattr": (188, 5), "lsetxattr": (189, 6), "fsetxattr": (190, 7),
     "removexattr": (197, 14), "lremovexattr": (198, 15), "fremovexattr": (199, 16), "utime": (132, None), "utimes": (235, None),
-    "futimesat": (261, None), "utimensat": (280, 88),
+    "futimesat": (261, None), "utimensat": (280, 88), "truncate": (76, 45),
 }  # fmt: skip
+# Where nothing keeps files but their permissions: these too, and every `open` to write
+WRITING: dict[str, tuple[int | None, int | None]] = {
+    "unlink": (87, None), "unlinkat": (263, 35), "rename": (82, None), "renameat": (264, 38), "renameat2": (316, 276), "rmdir": (84, None),
+    "mkdir": (83, None), "mkdirat": (258, 34), "link": (86, None), "linkat": (265, 37), "symlink": (88, None), "symlinkat": (266, 36),
+    "mknod": (133, None), "mknodat": (259, 33), "creat": (85, None), "openat2": (437, 437),
+}  # fmt: skip
+OPEN, OPENAT, TO_WRITE = (2, None), (257, 56), os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
 CLONE, CLONE3 = (56, 220), (435, 435)
 ARCHITECTURES = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}  # column above, AUDIT_ARCH
 
@@ -52,12 +59,18 @@ RIGHTS, READ, OF_FILES = {1: 0x1FFE, 2: 0x3FFE, 3: 0x7FFE, 4: 0x7FFE, 5: 0xFFFE}
 
 
 def confine(
-    cpu_s: int, read: Sequence[str] = (), write: Sequence[str] = (), user: int | None = None, calls: bool = False
+    cpu_s: int,
+    read: Sequence[str] = (),
+    write: Sequence[str] = (),
+    user: int | None = None,
+    calls: bool = False,
+    frozen: bool = False,
 ) -> None:
     """From here on for this process and its threads. OSError where the kernel refuses.
 
     `cpu_s`: seconds of CPU time, then SIGXCPU. `read`, `write`: files and folders that alone may be read, and written too; none of
-    either: mounts see to it. `user`: to be from now on, with no group; needs root.
+    either: mounts see to it. `user`: to be from now on, with no group; needs root. `calls`: any system call may be made. `frozen`: no file
+    may be written, made or taken away.
     """
     limits = {
         resource.RLIMIT_AS: MEMORY,
@@ -80,7 +93,7 @@ def confine(
     if read or write:
         _restrict_files(read, write)
     if not calls:
-        _filter_calls()
+        _filter_calls(frozen)
 
 
 def landlock_version() -> int:
@@ -105,14 +118,14 @@ def _restrict_files(read: Sequence[str], write: Sequence[str]) -> None:
     os.close(ruleset)
 
 
-def _filter_calls() -> None:
-    program = b"".join(_instructions())
+def _filter_calls(frozen: bool) -> None:
+    program = b"".join(_instructions(frozen))
     code = ctypes.create_string_buffer(program)
     header = ctypes.create_string_buffer(struct.pack("@HP", len(program) // 8, ctypes.addressof(code)))
     _control(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, ctypes.addressof(header))
 
 
-def _instructions() -> Iterator[bytes]:
+def _instructions(frozen: bool) -> Iterator[bytes]:
     """Of a filter: another architecture kills, DENIED and every clone that is no thread are refused, the rest is allowed."""
     if platform.machine() not in ARCHITECTURES:
         raise OSError(errno.ENOSYS, f"no filter of system calls for {platform.machine()}")
@@ -124,9 +137,13 @@ def _instructions() -> Iterator[bytes]:
     refuse = step(RETURN, REFUSE | errno.EPERM)
     yield from (step(LOAD, ARCHITECTURE), step(EQUAL, architecture, 1), step(RETURN, KILL))
     yield from (step(LOAD, NUMBER), step(AT_LEAST, X32, 0, 1), refuse)
-    for numbers in DENIED.values():
+    for numbers in (*DENIED.values(), *(WRITING.values() if frozen else ())):
         if (number := numbers[column]) is not None:
             yield from (step(EQUAL, number, 0, 1), refuse)
+    for place, numbers in enumerate((OPEN, OPENAT) if frozen else ()):
+        if (number := numbers[column]) is not None:
+            flags = step(LOAD, FIRST_ARGUMENT + 8 * (place + 1))
+            yield from (step(EQUAL, number, 0, 4), flags, step(BIT, TO_WRITE, 0, 1), refuse, step(RETURN, ALLOW))
     yield from (
         step(EQUAL, CLONE3[column], 0, 1),
         step(RETURN, REFUSE | errno.ENOSYS),

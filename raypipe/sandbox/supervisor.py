@@ -5,7 +5,7 @@ How they are shut in, best first:
 - `bubblewrap`: namespaces of their own, no network, a root of read-only libraries, a private /tmp in memory;
 - `restricted`, where namespaces are refused, as in most pods: Landlock lets them read libraries only and write one private folder; as
   root they also run as another user;
-- `user`, where the kernel has no Landlock (before Linux 5.13): as another user, from whom only permissions keep files;
+- `user`, where the kernel has no Landlock (before Linux 5.13): as another user, who may read what anybody may, and write nothing;
 - `unprotected`, if asked for only.
 
 Under each of them a process has the limits of `confine`, no inherited environment or descriptors, and no system call that makes a
@@ -122,6 +122,8 @@ class Sandbox:
             limits["user"] = self.user
         if self.kind == "unprotected":
             limits["calls"] = True
+        if self.kind == "user":
+            limits["frozen"] = True  # Ray's own folder on a node may be written by anybody
         if self.kind == "restricted":
             limits |= {"read": [*libraries(), *DEVICES], "write": [str(own), "/dev/null"]}
         wrapped = [*_bubblewrap(), "--"] if self.kind == "bubblewrap" else []

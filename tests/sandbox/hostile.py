@@ -58,6 +58,16 @@ FILES = {  # files
     "deletes_witness": "import os\nos.unlink('WITNESS')\n",
     "overwrites_witness": "open('WITNESS', 'w').write('ESCAPED')\n",
     "renames_witness": "import os\nos.rename('WITNESS', 'WITNESS.gone')\n",
+    "truncates": "import os\nos.truncate('EVERYBODYS/file', 0)\n",
+    "overwrites": "open('EVERYBODYS/file', 'w').write('ESCAPED')\n",
+    "appends_by_descriptor": "import os\nos.write(os.open('EVERYBODYS/file', os.O_WRONLY | os.O_APPEND), b'ESCAPED')\n",
+    "replaces": "import os\nos.rename('EVERYBODYS/file', 'EVERYBODYS/other')\n",
+    "makes_a_folder": "import os\nos.mkdir('EVERYBODYS/new')\n",
+    "opens_by_openat2": (
+        "import ctypes, struct\nlibc = ctypes.CDLL(None)\ndef total(numbers):\n"
+        "    place = libc.syscall(437, -100, b'EVERYBODYS/file', struct.pack('=3Q', 1 | 0o1000, 0, 0), 24)\n"
+        "    return 'ESCAPED' if place >= 0 else None\n"
+    ),
     "link_to_witness": "import os\nos.symlink('WITNESS', '/tmp/link')\nopen('/tmp/link', 'w').write('ESCAPED')\n",
     "changes_mode": "import os\nos.chmod('WITNESS', 0o777)\n",
     "changes_owner": "import os\nos.chown('WITNESS', 1234, 1234)\n",
