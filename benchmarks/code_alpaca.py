@@ -76,7 +76,7 @@ def base(source: Path, out: Path) -> dict[str, Any]:
             "samples_per_step": 32,
             "learning_rate": 3e-3,
             "warmup_steps": 15,
-            "dtype": "float32",
+            "dtype": "bfloat16",  # half the time of float32 where the processor has AMX
         },
         "resources": {
             "train": {"workers": [2, 2], "micro_batch_tokens": 4096, "activation_checkpointing": False},

@@ -149,7 +149,7 @@ def test_the_whole_chain_with_tokens_that_expire(
     same_as_local(folder / "root", root)
     is_complete(root, rgw.endpoint)
     ours, theirs = (
-        package.read(str(evaluated[0]), "evaluate"),
+        package.read(str(evaluated[0]), "evaluate", "evaluated"),
         package.read(root.path, "evaluate", endpoint=rgw.endpoint),
     )
     assert verdicts(theirs) == verdicts(ours)
