@@ -147,7 +147,7 @@ def test_what_only_took_too_long_is_stopped(error):
 VERBS = r"\b(Set|Check|Write|Give|Make|Renew|Use|free|grant|give)\b"
 
 
-@pytest.mark.parametrize("code", REMEDY)
+@pytest.mark.parametrize("code", sorted(REMEDY))
 def test_every_remedy_is_something_to_do(code):
     """A diagnosis alone leaves its reader where he was; a stray brace is a KeyError in place of the message."""
     assert re.search(VERBS, REMEDY[code])
