@@ -3,7 +3,6 @@ SHELL := /bin/bash
 PYTHON ?= python3
 BIN := .venv/bin
 OLDEST_VLLM := 0.28.0
-BOTH_CORES := -n 2 --dist loadfile --no-loadscope-reorder
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 export OMP_NUM_THREADS ?= 1
@@ -15,8 +14,8 @@ demo: .venv/installed models/.made data/.made  ## the whole chain on synthetic d
 	$(BIN)/raypipe run jobs/configs/demo.yaml
 
 test: .venv/installed .venv/browser .venv/sandbox .venv/ceph/.made .venv/evalplus/.made .venv/vllm-$(OLDEST_VLLM)/.made  ## all tests, the quick ones first; vLLM's once more by the oldest
-	$(BIN)/python -m pytest $(BOTH_CORES) -m "not slow"
-	$(BIN)/python -m pytest $(BOTH_CORES) -m slow
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
+	$(BIN)/python -m pytest -m slow
 	PYTHONPATH=.venv/vllm-$(OLDEST_VLLM) $(BIN)/python -m pytest tests/models/test_scorer.py -k vllm
 
 check: .venv/installed  ## formatting, lint, types

@@ -171,10 +171,8 @@ def pytest_addoption(parser):
 
 
 def pytest_collection_modifyitems(items):
-    """Quick ones first, in the order of the files; slow ones from the last file to the first, as the longest are among the last."""
-    slow = [item for item in items if "slow" in item.keywords]
-    files = list(dict.fromkeys(item.path for item in slow))
-    items[:] = [item for item in items if item not in slow] + sorted(slow, key=lambda item: -files.index(item.path))
+    """Quick ones first; otherwise in the order of the files."""
+    items.sort(key=lambda item: "slow" in item.keywords)
 
 
 def _note_skip(report):

@@ -197,19 +197,27 @@ def libraries() -> list[str]:
         *sysconfig.get_paths().values(),
     }
     system = {"/usr/lib", "/usr/lib64", "/lib", "/lib64", "/usr/local/lib", "/etc/ld.so.cache", "/etc/ld.so.conf"}
-    return sorted(path for path in {*own, *system} if os.path.exists(path) and path != "/")
+    every = {*own, *map(os.path.realpath, own), *system}
+    known = {path for path in every if os.path.exists(path) and path != "/"}
+    return sorted(path for path in known if not known & set(map(str, Path(path).parents)))  # the outermost
 
 
 @cache
 def _bubblewrap() -> list[str]:
     words = ["bwrap", "--unshare-all", "--die-with-parent", "--cap-drop", "ALL", "--hostname", "sandbox"]
+    words += [
+        "--size",
+        str(FOLDER_BYTES),
+        "--tmpfs",
+        "/tmp",
+    ]  # before what may be in it, as an environment for a try is
     for path in libraries():
         # a link at the top, as /lib -> usr/lib
         link = os.path.islink(path)
         words += ["--symlink", os.readlink(path), path] if link else ["--ro-bind", path, path]
     for device in DEVICES:
         words += ["--dev-bind", device, device]
-    words += ["--ro-bind", str(HERE), f"{MOUNTED}/{HERE.name}", "--size", str(FOLDER_BYTES), "--tmpfs", "/tmp"]
+    words += ["--ro-bind", str(HERE), f"{MOUNTED}/{HERE.name}"]
     return [*words, "--chdir", "/tmp", "--remount-ro", "/"]
 
 
