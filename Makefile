@@ -14,8 +14,7 @@ demo: .venv/installed models/.made data/.made  ## the whole chain on synthetic d
 	$(BIN)/raypipe run jobs/configs/demo.yaml
 
 test: .venv/installed .venv/browser .venv/sandbox .venv/ceph/.made .venv/evalplus/.made .venv/vllm-$(OLDEST_VLLM)/.made  ## all tests, the quick ones first; vLLM's once more by the oldest
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest
 	PYTHONPATH=.venv/vllm-$(OLDEST_VLLM) $(BIN)/python -m pytest tests/models/test_scorer.py -k vllm
 
 check: .venv/installed  ## formatting, lint, types

@@ -4,16 +4,12 @@ A skip is allowed for two reasons only: no GPU, or no ../shared. Anything else t
 """
 
 import os
-import pickle
 import shutil
-import subprocess
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # two threads on a busy machine cost three times the CPU
 os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="raypipe-cache-")  # empty, as on a fresh machine
@@ -23,7 +19,6 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 import hypothesis
 import pytest
 import yaml
-from filelock import FileLock
 
 hypothesis.settings.register_profile("no timing decides", deadline=None)
 hypothesis.settings.load_profile("no timing decides")
@@ -42,38 +37,19 @@ def shared() -> Path:
 
 
 @pytest.fixture(scope="session")
-def once(tmp_path_factory, worker_id) -> Callable[[str, Callable[[Path], Any]], Any]:
-    """`once(name, make)`: what `make(folder)` gives, by whichever of pytest's processes comes first; the others wait for it."""
-    base = tmp_path_factory.getbasetemp()
-    shared = base if worker_id == "master" else base.parent
-
-    def made(name: str, make: Callable[[Path], Any]) -> Any:
-        (folder := shared / name).mkdir(exist_ok=True)
-        with FileLock(folder / "made.lock"):
-            if not (saved := folder / "made.pickle").exists():
-                saved.write_bytes(pickle.dumps(make(folder)))
-        return pickle.loads(saved.read_bytes())
-
-    return made
-
-
-@pytest.fixture(scope="session")
-def random_model(once) -> Path:
+def random_model(tmp_path_factory) -> Path:
     """A Qwen2 of random weights from a fixed seed, with a tokenizer without BOS."""
     from tests.lakes import save_random_model
 
-    return once("model", lambda folder: save_random_model(folder / "qwen2", "qwen2", bos=False))
+    return save_random_model(tmp_path_factory.mktemp("models") / "qwen2", "qwen2", bos=False)
 
 
 @pytest.fixture(scope="session")
-def embedder(once) -> Path:
+def embedder(tmp_path_factory) -> Path:
     from raypipe.demo import link_embedder
 
-    def made(folder: Path) -> Path:
-        link_embedder(link := folder / "all-MiniLM-L6-v2")
-        return link
-
-    return once("embedder", made)
+    link_embedder(link := tmp_path_factory.mktemp("models") / "all-MiniLM-L6-v2")
+    return link
 
 
 @pytest.fixture(scope="session")
@@ -92,36 +68,35 @@ def shared_ray(ray_address, monkeypatch):
 
 
 @pytest.fixture(scope="session")
-def finished(once, random_model, embedder, ray_address):
+def finished(tmp_path_factory, random_model, embedder, ray_address):
     """A finished run of the whole chain on 220 samples: (folder, config, its process)."""
     from tests.lakes import raypipe, write_config, write_lake
 
-    def made(folder: Path) -> tuple[Path, Path, subprocess.CompletedProcess]:
-        write_lake(folder / "lake", num_samples=220)
-        config = write_config(folder / "test.yaml", model=random_model, embedder=embedder)
-        done = raypipe("run", config, RAY_ADDRESS=ray_address)
-        assert done.returncode == 0, done.stderr
-        return folder, config, done
-
-    return once("chain", made)
+    folder = tmp_path_factory.mktemp("chain")
+    write_lake(folder / "lake", num_samples=220)
+    config = write_config(folder / "test.yaml", model=random_model, embedder=embedder)
+    done = raypipe("run", config, RAY_ADDRESS=ray_address)
+    assert done.returncode == 0, done.stderr
+    return folder, config, done
 
 
 @pytest.fixture(scope="session")
-def evaluated(once, finished, ray_address):
+def evaluated(finished, tmp_path_factory, ray_address):
     """The same run with an evaluation of four problems, in a root of its own: (root, config, its process)."""
     from tests.lakes import TASKS, evaluation, raypipe
 
-    def made(folder: Path) -> tuple[Path, Path, subprocess.CompletedProcess]:
-        shutil.copytree(finished[0] / "root", root := folder / "root")
-        (folder / "own.jsonl").write_text(TASKS)
-        tree = {**yaml.safe_load(finished[1].read_text()), "evaluate": evaluation(f"{folder}/own.jsonl")}
-        tree |= {"name": "evaluated", "storage": {"root": str(root)}}
-        (config := folder / "test.yaml").write_text(yaml.safe_dump(tree))
-        done = raypipe("run", config, RAY_ADDRESS=ray_address)
-        assert done.returncode == 0, done.stderr
-        return root, config, done
-
-    return once("evaluated", made)
+    folder = tmp_path_factory.mktemp("evaluated")
+    shutil.copytree(finished[0] / "root", root := folder / "root")
+    (folder / "own.jsonl").write_text(TASKS)
+    tree = {
+        **yaml.safe_load(finished[1].read_text()),
+        "name": "evaluated",
+        "evaluate": evaluation(f"{folder}/own.jsonl"),
+    }
+    (config := folder / "test.yaml").write_text(yaml.safe_dump({**tree, "storage": {"root": str(root)}}))
+    done = raypipe("run", config, RAY_ADDRESS=ray_address)
+    assert done.returncode == 0, done.stderr
+    return root, config, done
 
 
 @pytest.fixture(scope="session")

@@ -178,7 +178,10 @@ def test_no_tensor_of_tokens_times_vocabulary_exists():
 
     One process for all, whose peak never falls: few tokens before many, and scoring before training, which takes more.
     """
-    exact = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "1000000"}  # else what is freed may stay in the heap, as it happens
+    exact = {
+        **os.environ,
+        "MALLOC_MMAP_THRESHOLD_": "1000000",
+    }  # else what is freed may stay in the heap, as it happens
     said = subprocess.run([sys.executable, "-c", MEMORY], capture_output=True, text=True, check=True, env=exact).stdout
     scored, scored_many, trained, trained_many = map(int, said.split())
     print(f"peaks in MB at 512 and 4,096 tokens, all logits of which take 2,458: {said}")
