@@ -119,12 +119,17 @@ def main() -> None:
     shared = {"base": str(config), "seeds": list(SEEDS)}
     arms = ["full", "random", "cluster_random", "global_ifd", "paper"]
     raypipe("ablate", write(out / "arms.yaml", {"name": "arms", **shared, "arms": arms, "fractions": [FRACTION]}))
+    put(found, out)
     raypipe("run", config, "--until", "score")
     whole_band = {"select.min_ifd": 0.0, "select.max_ifd": 1e9}
     chance = {"name": "random", "set": {**whole_band, "select.keep_fraction": 1 / (len(QUANTILES) + 1)}}
     raypipe("ablate", write(out / "fifths.yaml", {"name": "fifths", **shared, "arms": [chance, *fifths(out)]}))
+    put(found, out)
+
+
+def put(found: dict[str, Any], out: Path) -> None:
     results = [json.loads(path.read_text()) for path in (out / "root").glob("ablate-*/results.json")]
-    kept = ("arms", "comparisons", "num_units")
+    kept = ("arms", "comparisons", "num_units", "all_scored")
     record("code_alpaca", {**found, **{one["name"]: {key: one[key] for key in kept} for one in results}})
 
 
