@@ -10,6 +10,7 @@ a target token of held-out samples. What came out is in docs/results.md.
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import subprocess
@@ -94,7 +95,7 @@ def fifths(out: Path) -> list[dict[str, Any]]:
     everything = {"select.strategy": "random", "select.keep_fraction": 1.0}
     return [
         {"name": f"ifd_{n + 1}", "set": {**everything, "select.min_ifd": low, "select.max_ifd": high}}
-        for n, (low, high) in enumerate(zip(edges, edges[1:]))
+        for n, (low, high) in enumerate(itertools.pairwise(edges))
     ]
 
 
