@@ -90,7 +90,7 @@ def fifths(out: Path) -> list[dict[str, Any]]:
     """An arm for each fifth of the scored samples, by the run's own IFD."""
     from raypipe import read
 
-    scores = read(str(out / "root"), "score").to_table(columns=["ifd"])["ifd"].drop_null().to_numpy()
+    scores = read(str(out / "root"), "score", "code-alpaca").to_table(columns=["ifd"])["ifd"].drop_null().to_numpy()
     edges = [0.0, *np.quantile(scores, QUANTILES).round(6).tolist(), 1e9]
     everything = {"select.strategy": "random", "select.keep_fraction": 1.0}
     return [
