@@ -84,11 +84,8 @@ def plan(
     _check_names(from_stage)
     root = root_of(config)
     config = _resolved(config)
-    lake = (
-        _listed_lake(config, {} if lakes is None else lakes)
-        if from_stage in (None, "ingest")
-        else _recorded_lake(root, config, str(from_stage))
-    )
+    is_listed = from_stage in (None, "ingest")
+    lake = _listed_lake(config, lakes) if is_listed else _recorded_lake(root, config, str(from_stage))
     folders: dict[str, str] = {}
     stages = []
     for stage in STAGES:
@@ -97,7 +94,7 @@ def plan(
         folder = root / folders[stage.name]
         stages.append(Planned(stage, made_of, folder, read_manifest(folder, lake.digest)))
     planned = Plan(config, lake, tuple(stages))
-    if from_stage not in (None, "ingest"):
+    if not is_listed:
         _check_recorded(root, planned, str(from_stage), asked or f"--from {from_stage}")
     return planned
 
@@ -235,7 +232,8 @@ def root_of(config: Config) -> Folder:
     return Folder.at(config.storage.root, config.storage.endpoint)
 
 
-def _listed_lake(config: Config, lakes: Lakes) -> Lake:
+def _listed_lake(config: Config, lakes: Lakes | None) -> Lake:
+    lakes = {} if lakes is None else lakes
     paths, partitions, endpoint = config.ingest.paths, config.ingest.partitions, config.storage.endpoint
     wanted = json.dumps([paths, partitions, endpoint])
     if wanted not in lakes:

@@ -103,7 +103,7 @@ def ray_workers(name: str) -> list[psutil.Process]:
     found = []
     for process in psutil.Process().children(recursive=True):
         with suppress(psutil.NoSuchProcess):
-            if name in (process.cmdline() or [""])[0]:
+            if (process.cmdline() or [""])[0].startswith(f"ray::{name}"):
                 found.append(process)
     return found
 

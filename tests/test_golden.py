@@ -41,9 +41,8 @@ def rows_of(root, stage, run):
     rows = []
     for part in manifest(root, stage, run)["parts"]:
         rows += pq.read_table(stage_folder(root, stage, run) / part["name"]).to_pylist()
-    rows = [
-        row for row in rows if row.get("model") != "tuned"
-    ]  # what it writes is as near as its weights are, on another machine
+    # what the tuned model writes is as near as its weights are, on another machine
+    rows = [row for row in rows if row.get("model") != "tuned"]
     return [{name: rounded(value) for name, value in row.items() if name not in DROPPED} for row in rows[:NUM_ROWS]]
 
 

@@ -122,11 +122,11 @@ def stage_of(point):
 def workers_of(point):
     """Ray's worker processes that are at the point."""
     wanted = {
-        "ingest": "ray::_apply",
-        "cluster's fit": "ray::_Shard",
-        "cluster's assign": "ray::_Light",
-        "select": "ray::_Light",
-    }.get(point, "ray::MapWorker(MapBatches(_Call))")
+        "ingest": "_apply",
+        "cluster's fit": "_Shard",
+        "cluster's assign": "_Light",
+        "select": "_Light",
+    }.get(point, "MapWorker(MapBatches(_Call))")
     return ray_workers(wanted)
 
 

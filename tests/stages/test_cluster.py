@@ -69,7 +69,7 @@ def fit_with_actors(root, number, kills):
     def advance_and_kill(fit, fold, state):
         rounds.append(state)
         if kills and len(rounds) == 3:
-            ray_workers("ray::_Shard")[0].kill()
+            ray_workers("_Shard")[0].kill()
         return advance(fit, fold, state)
 
     kmeans.Fit.advance = advance_and_kill
