@@ -2,10 +2,11 @@
 
     .venv/bin/python benchmarks/code_alpaca.py [../shared/data/code_alpaca_20k [build/code-alpaca]]
 
-Two hours of two cores; a run that was stopped goes on where it was. The last of the four files trains the model that scores, and its
+Three hours of two cores; a run that was stopped goes on where it was. The last of the four files trains the model that scores, and its
 tokenizer; the other three are the lake, of which a tenth is held out. `arms.yaml`: 40 % of it, and all, one epoch each, so that 40 % of the
-samples are 40 % of the steps. `fifths.yaml`: each fifth of the scored samples by IFD alone, and as many at random. The outcome is the loss
-a target token of held-out samples. What came out is in docs/results.md.
+samples are 40 % of the steps. `fifths.yaml`: each fifth of the scored samples by IFD alone, and as many at random. `equal.yaml`: the rules
+that look at IFD, and chance, with as many target tokens to learn from each, as a high IFD means long responses. The outcome is the loss a
+target token of held-out samples. What came out is in docs/results.md.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ SEEDS, FRACTION, HELD_OUT, NUM_CLUSTERS = (1, 2, 3), 0.4, 0.1, 10
 SCORER_STEPS, SCORER_BATCH_TOKENS = 450, 4096  # some three epochs of its file
 SHAPE = {"vocab_size": 4096, "hidden_size": 256, "num_layers": 4}
 QUANTILES = (0.2, 0.4, 0.6, 0.8)
+TARGET_TOKENS = 310_000  # about an epoch of 40 % at random
 
 
 def make_models(source: Path, out: Path, template: str) -> None:
@@ -125,6 +127,9 @@ def main() -> None:
     whole_band = {"select.min_ifd": 0.0, "select.max_ifd": 1e9}
     chance = {"name": "random", "set": {**whole_band, "select.keep_fraction": 1 / (len(QUANTILES) + 1)}}
     raypipe("ablate", write(out / "fifths.yaml", {"name": "fifths", **shared, "arms": [chance, *fifths(out)]}))
+    put(found, out)
+    equal = {"name": "equal", **shared, "fractions": [FRACTION], "budget": {"target_tokens": TARGET_TOKENS}}
+    raypipe("ablate", write(out / "equal.yaml", {**equal, "arms": ["random", "global_ifd", "paper"]}))
     put(found, out)
 
 
