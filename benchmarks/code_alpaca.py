@@ -14,6 +14,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -24,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np
 import yaml
 
-from benchmarks.record import PROJECT, circumstances, record
+from benchmarks.record import PROJECT, circumstances, record, result
 
 SEEDS, FRACTION, HELD_OUT, NUM_CLUSTERS = (1, 2, 3), 0.4, 0.1, 10
 SCORER_STEPS, SCORER_BATCH_TOKENS = 450, 4096  # some three epochs of its file
@@ -33,8 +34,16 @@ QUANTILES = (0.2, 0.4, 0.6, 0.8)
 TARGET_TOKENS = 310_000  # about an epoch of 40 % at random
 
 
-def make_models(source: Path, out: Path, template: str) -> None:
-    """`scorer`, trained on the last file; `empty`, the same with new weights; the sentence embedder."""
+def keep_source(source: Path, out: Path) -> list[Path]:
+    """A copy whose times of change stay, by which raypipe knows that a file is the same."""
+    if not out.exists():
+        shutil.copytree(source, out.with_name(".lake"), dirs_exist_ok=True, copy_function=shutil.copyfile)
+        out.with_name(".lake").rename(out)
+    return sorted(out.glob("*.jsonl.gz"))
+
+
+def make_models(file: Path, out: Path, template: str) -> None:
+    """`scorer`, trained on that file; `empty`, the same with new weights; the sentence embedder."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -46,7 +55,7 @@ def make_models(source: Path, out: Path, template: str) -> None:
     link_embedder(out / "embedder")
     if not (out / "scorer").exists():
         torch.set_num_threads(os.cpu_count() or 1)
-        rows = read_rows(sorted(source.glob("*.jsonl.gz"))[-1], sys.maxsize)
+        rows = read_rows(file, sys.maxsize)
         steps = {"steps": SCORER_STEPS, "batch_tokens": SCORER_BATCH_TOKENS}
         print("scorer", train_tiny_model(rows, out / ".scorer", template=template, **SHAPE, **steps), flush=True)
         (out / ".scorer").rename(out / "scorer")
@@ -59,8 +68,7 @@ def make_models(source: Path, out: Path, template: str) -> None:
         (out / ".empty").rename(out / "empty")
 
 
-def base(source: Path, out: Path) -> dict[str, Any]:
-    files = sorted(source.glob("*.jsonl.gz"))[:-1]
+def base(files: list[Path], out: Path) -> dict[str, Any]:
     return {
         "name": "code-alpaca",
         "model": str(out / "models/empty"),
@@ -117,26 +125,32 @@ def main() -> None:
     source = Path(sys.argv[1] if len(sys.argv) > 1 else PROJECT.parent / "shared/data/code_alpaca_20k").resolve()
     out = Path(sys.argv[2] if len(sys.argv) > 2 else PROJECT / "build/code-alpaca").resolve()
     found = circumstances()
-    make_models(source, out / "models", str(Config.model_fields["template"].default))
-    config = write(out / "base.yaml", base(source, out))
-    shared = {"base": str(config), "seeds": list(SEEDS)}
-    arms = ["full", "random", "cluster_random", "global_ifd", "paper"]
-    raypipe("ablate", write(out / "arms.yaml", {"name": "arms", **shared, "arms": arms, "fractions": [FRACTION]}))
-    put(found, out)
+    *files, last = keep_source(source, out / "lake")
+    make_models(last, out / "models", str(Config.model_fields["template"].default))
+    config = write(out / "base.yaml", base(files, out))
     raypipe("run", config, "--until", "score")
     whole_band = {"select.min_ifd": 0.0, "select.max_ifd": 1e9}
     chance = {"name": "random", "set": {**whole_band, "select.keep_fraction": 1 / (len(QUANTILES) + 1)}}
-    raypipe("ablate", write(out / "fifths.yaml", {"name": "fifths", **shared, "arms": [chance, *fifths(out)]}))
-    put(found, out)
-    equal = {"name": "equal", **shared, "fractions": [FRACTION], "budget": {"target_tokens": TARGET_TOKENS}}
-    raypipe("ablate", write(out / "equal.yaml", {**equal, "arms": ["random", "global_ifd", "paper"]}))
-    put(found, out)
+    arms = ["random", "cluster_random", "global_ifd", "paper"]
+    of_40 = {"fractions": [FRACTION], "arms": arms}
+    experiments = {
+        "fifths": {"arms": [chance, *fifths(out)]},
+        "equal": {**of_40, "budget": {"target_tokens": TARGET_TOKENS}},
+        "arms": {**of_40, "arms": ["full", *arms]},
+    }
+    for name, differs in experiments.items():
+        one = {"name": name, "base": str(config), "seeds": list(SEEDS), **differs}
+        raypipe("ablate", write(out / f"{name}.yaml", one))
+        put(name, found, out)
 
 
-def put(found: dict[str, Any], out: Path) -> None:
+def put(name: str, found: dict[str, Any], out: Path) -> None:
+    """The other experiments' records stay, each with its own circumstances."""
     results = [json.loads(path.read_text()) for path in (out / "root").glob("ablate-*/results.json")]
-    kept = ("arms", "comparisons", "num_units", "all_scored")
-    record("code_alpaca", {**found, **{one["name"]: {key: one[key] for key in kept} for one in results}})
+    (one,) = (one for one in results if one["name"] == name)
+    kept = {key: one[key] for key in ("arms", "comparisons", "num_units", "all_scored")}
+    earlier = json.loads(result("code_alpaca").read_text()) if result("code_alpaca").exists() else {}
+    record("code_alpaca", {**earlier, name: {**found, **kept}})
 
 
 if __name__ == "__main__":
