@@ -139,7 +139,7 @@ def main() -> None:
         "arms": {**of_40, "arms": ["full", *arms]},
     }
     for name, differs in experiments.items():
-        one = {"name": name, "base": str(config), "seeds": list(SEEDS), **differs}
+        one = {"name": name, "base": str(config), "seeds": list(SEEDS), "split": "language", **differs}
         raypipe("ablate", write(out / f"{name}.yaml", one))
         put(name, found, out)
 
