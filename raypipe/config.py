@@ -260,6 +260,7 @@ def _ordered(limits: tuple[int, int] | None) -> tuple[int, int] | None:
 
 class Pool(Section):
     gpus: Annotated[float, Field(ge=0)] = 0.0  # per actor
+    accelerator: str | None = None  # Ray accelerator_type; where it is not given, resources.accelerator
     actors: tuple[Positive, Positive] | None = None  # [min, max]; null: as many as fit
     _ordered = field_validator("actors")(_ordered)
 
@@ -277,6 +278,8 @@ class ScorePool(Pool):
 
 class TrainWorkers(Section):
     gpus: Annotated[float, Field(ge=0)] = 0.0  # per worker
+    accelerator: str | None = None  # as of the other pools
+    placement: Literal["pack", "spread"] = "pack"  # on few nodes, which talk less, or on many, of which one may be lost
     # [min, max]: trains on with fewer where nodes are lost, and with more where they come
     workers: tuple[Positive, Positive] = (1, 1)
     _ordered = field_validator("workers")(_ordered)
@@ -289,13 +292,22 @@ class TrainWorkers(Section):
 class Resources(Section):
     """How fast, never what: no part of any identity."""
 
-    accelerator: str | None = None  # Ray accelerator_type
+    accelerator: str | None = None  # Ray accelerator_type of every pool that has GPUs and names no other
     max_gpu_hours: Annotated[float, Field(gt=0)] | None = None  # of scoring; a run that would take more is not started
     embed: Pool = Pool()
     cluster: Pool = Pool()
     score: ScorePool = ScorePool()
     train: TrainWorkers = TrainWorkers()
     evaluate: ScorePool = ScorePool()  # generates; what is generated is run on CPUs
+
+    @model_validator(mode="after")
+    def _spread(self) -> Resources:
+        """The accelerator of all is that of each."""
+        for name in ("embed", "cluster", "score", "train", "evaluate"):
+            pool = getattr(self, name)
+            if "accelerator" not in pool.model_fields_set:
+                object.__setattr__(self, name, pool.model_copy(update={"accelerator": self.accelerator}))
+        return self
 
 
 class Config(Section):

@@ -17,12 +17,15 @@ from typing import Literal
 from raypipe import reach
 from raypipe.config import Config
 from raypipe.config_file import load_config
+from raypipe.container import cpus
 from raypipe.errors import ConfigError, RaypipeError, Stopped
 from raypipe.identity import object_digest
 from raypipe.machine import MACHINE, Doubt, disk, gpus
+from raypipe.nodes import Nodes, alive_at, at_most
 from raypipe.ops.trackers import check_installed
 from raypipe.s3 import patience
 from raypipe.sandbox.supervisor import find_sandbox
+from raypipe.sizing import Shape, demand, fit, limits
 from raypipe.store import Folder
 
 PATIENCE_S = 10.0
@@ -41,8 +44,9 @@ class Check:
 
 def checks(path: str | None = None, overrides: list[str] | tuple[str, ...] = ()) -> Iterator[Check]:
     """Each as soon as it is known."""
-    for what, ask in {**MACHINE, "ray": reach.ray_address}.items():
+    for what, ask in MACHINE.items():
         yield _checked(what, ask)
+    yield (cluster := _checked("ray", reach.ray_address))
     if path is not None:
         try:
             config = load_config(path, overrides)
@@ -50,6 +54,8 @@ def checks(path: str | None = None, overrides: list[str] | tuple[str, ...] = ())
             yield _failed("config", error)
         else:
             yield Check("ok", "config", f"{path}: run {config.name}")
+            asked = partial(_resources, config)
+            yield _unasked("resources", "Ray", cluster.exit_code) if cluster.exit_code else _checked("resources", asked)
             yield from _of_config(config)
 
 
@@ -63,7 +69,6 @@ def _of_config(config: Config) -> Iterator[Check]:
     own = (*models.values(), *filter(None, [centers]), *config.evaluate.tasks.values())
     places = (root, *config.ingest.paths, *own, *itertools.chain(*given.values()))
     remote, answers = [place for place in places if _is_remote(place)], True
-    yield _checked("resources", partial(_resources, config))
     if config.train.report_to:
         yield _checked("trackers", partial(_trackers, config))
     if config.evaluate.execute:
@@ -110,13 +115,32 @@ def _of_root(root: Folder) -> Iterator[Check]:
 
 
 def _resources(config: Config) -> str:
-    pools = {name: getattr(config.resources, name).gpus for name in ("embed", "cluster", "score", "train", "evaluate")}
-    wanted = ", ".join(f"{name} {number:g}" for name, number in pools.items() if number)
-    if not wanted:
-        return "no stage asks for a GPU"
-    if os.environ.get("RAY_ADDRESS") or gpus():
-        return f"GPUs asked for: {wanted}"
-    return Doubt(f"GPUs asked for ({wanted}), and there is none here. Set RAY_ADDRESS to a cluster that has them")
+    """What each stage will ask of the cluster, and whether the cluster can ever give it."""
+    pools = config.resources
+    asked: dict[str, Shape] = {
+        "embed": pools.embed,
+        "cluster": pools.cluster,
+        "score": pools.score,
+        "train": pools.train,
+    }
+    asked |= {"generate": pools.evaluate} if config.evaluate.tasks else {}
+    address = os.environ.get("RAY_ADDRESS")
+    here = [({"CPU": cpus(), "GPU": len(gpus())}, 1)]
+    try:
+        nodes = at_most(alive_at(address)) if address else here
+        return "; ".join(_demand(name, pool, nodes, kinds=bool(address)) for name, pool in asked.items())
+    except ConfigError as error:
+        if address:
+            raise
+        return Doubt(f"{error}; here, that is. For a cluster set RAY_ADDRESS")
+
+
+def _demand(name: str, pool: Shape, nodes: Nodes, *, kinds: bool) -> str:
+    """Ray alone knows `kinds` of accelerators by name."""
+    low, high = limits(pool)
+    named = pool if kinds else pool.model_copy(update={"accelerator": None})
+    most = fit(low, high, named, "training workers" if name == "train" else f"actors for {name}", nodes)
+    return f"{name} {low} to {most} x ({demand(pool)})"
 
 
 def _trackers(config: Config) -> str:
@@ -154,5 +178,5 @@ def _failed(what: str, error: RaypipeError) -> Check:
     return Check("FAIL", what, "; ".join(line.strip() for line in str(error).splitlines()), error.exit_code)
 
 
-def _unasked(what: str) -> Check:
-    return Check("FAIL", what, "not asked, as S3 does not answer", Stopped.exit_code)
+def _unasked(what: str, silent: str = "S3", exit_code: int = Stopped.exit_code) -> Check:
+    return Check("FAIL", what, f"not asked, as {silent} does not answer", exit_code)

@@ -21,7 +21,7 @@ from raypipe.config import Pool
 from raypipe.items import RETRIES, result_of
 from raypipe.part import Table
 from raypipe.read_ahead import read_ahead
-from raypipe.sizing import ACTOR_CPUS, fit_actors, host_bytes
+from raypipe.sizing import ACTOR_CPUS, fit_actors, host_bytes, kind_of
 
 GROUPS, GROUP_PARTS = 64, 512  # groups at least, where there are as many parts; parts of a group at most
 HELD_SHARE = 0.5  # of the memory that an actor may take
@@ -58,11 +58,12 @@ class Shards:
 
 
 @contextmanager
-def shards(inputs: Sequence[Table], *, pool: Pool, accelerator: str | None = None) -> Iterator[Shards]:
+def shards(inputs: Sequence[Table], *, pool: Pool) -> Iterator[Shards]:
     parts = groups_of(inputs[0].parts)
-    _, count = fit_actors(pool, len(parts))
+    _, count = fit_actors(pool, len(parts), light=True)
     owned = cut(parts, count)
-    gpu = {"GPU": pool.gpus, **({f"accelerator_type:{accelerator}": 0.001} if accelerator else {})} if pool.gpus else {}
+    kind = {kind_of(pool.accelerator): 0.001} if pool.accelerator else {}
+    gpu = {"GPU": pool.gpus, **kind} if pool.gpus else {}
     options = {"num_cpus": ACTOR_CPUS, "num_gpus": pool.gpus, "max_restarts": RETRIES, "max_task_retries": RETRIES}
     together = placement_group([{"CPU": ACTOR_CPUS, **gpu}] * count)
     try:

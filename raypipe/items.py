@@ -14,9 +14,10 @@ from ray.exceptions import OutOfMemoryError, RayActorError, RayTaskError, Worker
 from tqdm import tqdm
 
 from raypipe import stopping
+from raypipe.config import Pool
 from raypipe.envelope import ATTEMPTS
 from raypipe.errors import DataError, RaypipeError, Stopped
-from raypipe.sizing import ACTOR_CPUS
+from raypipe.sizing import ACTOR_CPUS, fit_actors
 
 log = logging.getLogger("raypipe")
 RETRIES = ATTEMPTS - 1  # of an item, or a shard's fold, whose process died; Ray's default is for ever
@@ -30,9 +31,8 @@ def map_items(
     task = ray.remote(num_cpus=ACTOR_CPUS, max_retries=RETRIES)(_apply)
     shared = ray.put(function)
     results: list[Any] = [None] * len(items)
-    ahead = (
-        2 * int(ray.cluster_resources().get("CPU", 1)) + 2
-    )  # of the tasks that run: few, whatever the number of items
+    _, actors = fit_actors(Pool(), len(items))
+    ahead = 2 * actors + 2  # of the tasks that run: few, whatever the number of items
 
     def as_they_land() -> Iterator[int]:
         rest, running = iter(enumerate(items)), dict[Any, int]()

@@ -42,7 +42,6 @@ def map_parts(
     out: Folder,
     *,
     pool: Pool,
-    accelerator: str | None = None,
     light: bool = False,
     calls: int = 1,
 ) -> dict[str, Footer | None]:
@@ -56,11 +55,11 @@ def map_parts(
     before = set(out.list()) if made else set()
     if not (todo := [part for part in made if part not in before]):
         return made
-    low, high = fit_actors(pool, len(todo))
+    low, high = fit_actors(pool, len(todo), light=light)
     log.info("%s: %d of %d parts to make, %d actors", out.name, len(todo), len(made), high)
     random.shuffle(todo)
     bare = [table.bare() for table in inputs]
-    work = Work(f"{out.path} {uuid.uuid4().hex}", make, bare, out, pool, (low, high), accelerator, calls)
+    work = Work(f"{out.path} {uuid.uuid4().hex}", make, bare, out, pool, (low, high), calls)
     receipts = by_actors(work, todo) if light else by_ray_data(work, todo)
     missing, there, twice = set(todo), 0, 0  # by another driver, or by an actor that died since
     for receipt in track(_landing(receipts, work, len(todo)), out.name, len(todo), "parts", Tally()):

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Sequence
 
 import psutil
-import ray
 
-from raypipe.config import Pool
+from raypipe.config import Pool, TrainWorkers
 from raypipe.container import STORE_SHARE, cpus, memory_bytes
 from raypipe.errors import ConfigError
+from raypipe.nodes import Nodes, alive, at_most
 
 log = logging.getLogger("raypipe")
 ACTOR_CPUS, IO_CPUS = 0.9, 0.1
+KIND = "accelerator_type:"  # of a node's resource, before the accelerator's name
+
+Shape = Pool | TrainWorkers  # what has GPUs and names an accelerator
 
 
 def device_of(pool: Pool) -> str:
@@ -38,45 +40,69 @@ def host_bytes(pool: Pool) -> float:
     return float(min(psutil.virtual_memory().available, (1 - STORE_SHARE) * memory_bytes() / actors))
 
 
-def fit_actors(pool: Pool, num_parts: int) -> tuple[int, int]:
-    """(min, max) actors for this cluster and so many parts; ConfigError where the minimum cannot fit."""
-    low, high = pool.actors or (1, sys.maxsize)
-    high = fit(low, high, pool.gpus, "actors")
+def fit_actors(pool: Pool, num_parts: int, *, light: bool = False) -> tuple[int, int]:
+    """(min, max) actors for so many parts; ConfigError where the minimum can never fit.
+
+    A cluster that grows, grows for them; not for `light` work, which is over before a node has come: it takes what is there.
+    """
+    low, high = limits(pool)
+    high = fit(low, high, pool, "actors")
+    if light:
+        high = min(high, max(low, fit_now(pool) or _fit_one_node(pool)))
     return min(low, num_parts), min(high, num_parts)
 
 
-def fit(low: int, high: int, gpus: float, what: str) -> int:
-    """How many actors or workers, at most `high`, the nodes can hold; ConfigError for fewer than `low`: Ray would wait for ever."""
-    cpus_gpus = _nodes()
-    if (found := room(cpus_gpus, gpus)) < low:
+def limits(pool: Shape) -> tuple[int, int]:
+    """(min, max) actors or workers that are asked for."""
+    return pool.workers if isinstance(pool, TrainWorkers) else pool.actors or (1, sys.maxsize)
+
+
+def fit(low: int, high: int, pool: Shape, what: str, nodes: Nodes | None = None) -> int:
+    """How many actors or workers, at most `high`, the cluster can ever hold; ConfigError for fewer than `low`: Ray would wait for ever."""
+    nodes = at_most() if nodes is None else nodes
+    if (found := room(nodes, pool)) < low:
+        cpus, gpus = (sum(kind.get(name, 0) * count for kind, count in nodes) for name in ("CPU", "GPU"))
+        kinds = sorted({name.removeprefix(KIND) for kind, _ in nodes for name in kind if name.startswith(KIND)})
+        of_kinds = f" ({', '.join(kinds)})" if kinds else ""
         raise ConfigError(
-            f"resources: {low} {what} of {ACTOR_CPUS} CPUs and {gpus:g} GPUs are asked for, and the cluster has "
-            f"{sum(cpus for cpus, _ in cpus_gpus):g} CPUs and {sum(g for _, g in cpus_gpus):g} GPUs on {len(cpus_gpus)} nodes: "
-            f"room for {found}. Ask for fewer, or add nodes"
+            f"resources: {low} {what} of {demand(pool)} are asked for, and the cluster has at most {cpus:g} CPUs and {gpus:g} "
+            f"GPUs{of_kinds} on {sum(count for _, count in nodes)} nodes: room for {found}. Ask for fewer, or add nodes"
         )
     if found < high < sys.maxsize:
         log.info("at most %d %s fit this cluster, %d were allowed", found, what, high)
     return min(found, high)
 
 
-def fits(gpus: float) -> int:
-    """How many actors or workers the nodes can hold now."""
-    return room(_nodes(), gpus)
+def demand(pool: Shape) -> str:
+    """What one actor or worker reserves."""
+    return f"{ACTOR_CPUS} CPUs and {pool.gpus:g} GPUs" + (
+        f" ({pool.accelerator})" if pool.accelerator and pool.gpus else ""
+    )
 
 
-def _nodes() -> list[tuple[float, float]]:
-    """CPUs and GPUs of each node that is alive."""
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    return [(node.get("CPU", 0.0), node.get("GPU", 0.0)) for node in nodes]
+def fit_now(pool: Shape) -> int:
+    """How many actors or workers the nodes that are alive can hold."""
+    return room(alive(), pool)
 
 
-def room(cpus_gpus: Sequence[tuple[float, float]], gpus: float) -> int:
-    """Actors that fit nodes of so many CPUs and GPUs, none across two nodes or GPUs, with a tenth of a CPU left to read with."""
+def _fit_one_node(pool: Shape) -> int:
+    """The most that any one node can hold: a cluster without nodes gets one."""
+    return max((room([(kind, 1)], pool) for kind, count in at_most() if count), default=0)
+
+
+def kind_of(accelerator: str) -> str:
+    """The resource by which Ray knows a node with it."""
+    return f"{KIND}{accelerator}"
+
+
+def room(nodes: Nodes, pool: Shape) -> int:
+    """Actors that fit, none across two nodes or GPUs, with a tenth of a CPU left to read with."""
     fitting, spare = 0, 0
-    for node_cpus, node_gpus in cpus_gpus:
-        tenths = round(node_cpus * 10)
+    for resources, count in nodes:
+        tenths = round(resources.get("CPU", 0) * 10)
         here = tenths // round(ACTOR_CPUS * 10)
-        if gpus:
-            here = min(here, int(node_gpus) * int(1 / gpus) if gpus <= 1 else int(node_gpus / gpus))
-        fitting, spare = fitting + here, spare + tenths - here * round(ACTOR_CPUS * 10)
+        if pool.gpus:
+            gpus = int(resources.get("GPU", 0)) if not pool.accelerator or kind_of(pool.accelerator) in resources else 0
+            here = min(here, gpus * int(1 / pool.gpus) if pool.gpus <= 1 else int(gpus / pool.gpus))
+        fitting, spare = fitting + count * here, spare + count * (tenths - here * round(ACTOR_CPUS * 10))
     return fitting if spare or not fitting else fitting - 1

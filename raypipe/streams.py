@@ -51,7 +51,6 @@ class Work:
     out: Folder
     pool: Pool
     actors: tuple[int, int]
-    accelerator: str | None = None
     calls: int = 1  # at once, of one actor
 
     @property
@@ -60,7 +59,7 @@ class Work:
 
     def options(self) -> dict[str, Any]:
         """Of an actor. It may die as often as it must: the gate bounds how often a part is begun."""
-        kind = {"num_gpus": self.pool.gpus, "accelerator_type": self.accelerator} if self.pool.gpus else {}
+        kind = {"num_gpus": self.pool.gpus, "accelerator_type": self.pool.accelerator} if self.pool.gpus else {}
         return {"num_cpus": ACTOR_CPUS, "max_restarts": -1, **kind}
 
     def call(self, gate: Any, entered: Mapping[str, int] | None = None) -> envelope.Call:

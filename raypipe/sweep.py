@@ -155,10 +155,7 @@ def _sample(config: Config, table: Table) -> NDArray[np.float32]:
 
     share = min(1.0, SURPLUS * SAMPLE_ROWS / table.manifest["counts"]["ok"])
     draw, pool = kmeans.Draw(share, config.seed, config.cluster.metric), config.resources.cluster
-    with (
-        ray_session(),
-        shards([table.only("sample_id", "embedding")], pool=pool, accelerator=config.resources.accelerator) as held,
-    ):
+    with ray_session(), shards([table.only("sample_id", "embedding")], pool=pool) as held:
         drawn: kmeans.Drawn = held.fold(kmeans.Below(share), of=draw)
     return drawn.x_ND[:SAMPLE_ROWS]
 

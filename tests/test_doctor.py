@@ -1,5 +1,6 @@
 """`raypipe doctor`: every fault in one call, before a run; and what it must never show or leave behind."""
 
+import os
 import subprocess
 import sys
 import time
@@ -171,9 +172,20 @@ def test_gpus_asked_for_and_none_here(config, monkeypatch):
     monkeypatch.setattr("raypipe.doctor.gpus", lambda: ())
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     check = found(config, "resources.train.gpus=1")["resources"]
-    assert check.state == "warn" and "train 1" in check.detail
+    assert check.state == "warn" and "1 training workers of 0.9 CPUs and 1 GPUs are asked for" in check.detail
     monkeypatch.setattr("raypipe.doctor.gpus", lambda: ("NVIDIA H200",))
-    assert found(config, "resources.train.gpus=1")["resources"].state == "ok"
+    check = found(config, "resources.train.gpus=1", "resources.train.accelerator=H200", "resources.train.workers=[1,4]")
+    assert check["resources"].state == "ok" and "train 1 to 1 x (0.9 CPUs and 1 GPUs (H200))" in check["resources"].detail
+
+
+def test_what_a_cluster_can_never_give(config, ray_address, monkeypatch):
+    """It would wait for ever for its nodes, with a GPU of another stage reserved: known before it is submitted."""
+    monkeypatch.setenv("RAY_ADDRESS", ray_address)
+    fine = found(config, "resources.train.workers=[1,64]")["resources"]
+    assert fine.state == "ok" and f"train 1 to {os.cpu_count()} x" in fine.detail
+    never = found(config, "resources.score.gpus=0.5", "resources.score.accelerator=L4")["resources"]
+    assert (never.state, never.exit_code) == ("FAIL", 2)
+    assert "1 actors for score of 0.9 CPUs and 0.5 GPUs (L4) are asked for, and the cluster has at most" in never.detail
 
 
 def test_a_cluster_that_is_not_there(config, monkeypatch):
@@ -181,6 +193,7 @@ def test_a_cluster_that_is_not_there(config, monkeypatch):
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:9")
     all_found = found(config)
     assert all_found["ray"].state == "FAIL" and "127.0.0.1:9, and nothing answers" in all_found["ray"].detail
+    assert (all_found["resources"].state, all_found["resources"].exit_code) == ("FAIL", 2)
     assert all_found["nodes"].state == "warn" and load_config(config).storage.root in all_found["nodes"].detail
 
 

@@ -26,7 +26,7 @@ from raypipe.ops.text import sample_id
 from raypipe.part import Table, commit_part, digest_of, read_footer
 from raypipe.parts import Tally, map_parts
 from raypipe.session import ray_session
-from raypipe.sizing import fit_actors, room
+from raypipe.sizing import fit_actors
 from raypipe.store import Folder
 from tests.lakes import PROJECT
 
@@ -343,23 +343,3 @@ def test_what_can_never_fit_is_refused_before_it_starts():
     with pytest.raises(ConfigError, match="and 1 GPUs are asked for"):
         fit_actors(Pool(gpus=1, actors=(1, 1)), 100)
     assert fit_actors(Pool(), 1) == (1, 1)
-
-
-@pytest.mark.parametrize(
-    ("nodes", "gpus", "actors"),
-    [
-        ([(2, 0)], 0, 2),
-        ([(1, 0)], 0, 1),
-        ([(0.5, 0)], 0, 0),
-        ([(9, 0)], 0, 9),  # ten would leave nothing to read with
-        ([(8, 0), (8, 0)], 0, 16),
-        ([(4, 0)] * 8, 0, 32),
-        ([(16, 2)], 1, 2),
-        ([(16, 2)], 0.4, 4),  # two on each GPU: an actor does not span GPUs
-        ([(16, 8), (16, 1)], 2, 4),
-        ([(0, 0), (4, 0)], 0, 4),  # a head without CPUs
-    ],
-)
-def test_room_by_hand(nodes, gpus, actors):
-    """One actor more than fits leaves a fold waiting for ever; the sum over nodes is not what fits each."""
-    assert room(nodes, gpus) == actors

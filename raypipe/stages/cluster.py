@@ -45,12 +45,12 @@ DRIFT = 0.1  # of the distributions of squared distances, above which a user sho
 def run(config: Config, inputs: Inputs, out: Folder) -> Result:
     if config.cluster.given is not None:
         return _given(config, inputs, out)
-    embed, pool, accelerator = inputs["embed"], config.resources.cluster, config.resources.accelerator
+    embed, pool = inputs["embed"], config.resources.cluster
     if not out.has("centers.npy"):
         centers = _frozen(config) if config.cluster.centers else _fitted(config, embed, out)
         out.put("centers.npy", npy(centers))
     make = partial(Assign, out, config.cluster.metric, device_of(pool))
-    parts = map_parts(make, [embed], out, pool=pool, accelerator=accelerator, light=True)
+    parts = map_parts(make, [embed], out, pool=pool, light=True)
     footers = all_footers(out, parts, inputs.lake)
     return Result(footers, _summary(config, out, footers))
 
@@ -143,7 +143,7 @@ def _fitted(config: Config, embed: Table, out: Folder) -> NDArray[np.float32]:
         )
     fit = kmeans.Fit(num_rows, cluster.num_clusters, cluster.metric, config.seed, device_of(pool))
     rows = embed.only("sample_id", "embedding")
-    with shards([rows], pool=pool, accelerator=config.resources.accelerator) as held:
+    with shards([rows], pool=pool) as held:
         fold = partial(held.fold, of=fit.drawn)
         state = _rounds(fit, fold, out / "_rounds")
         if cluster.max_cluster_fraction is None:

@@ -39,7 +39,6 @@ def run(config: Config, inputs: Inputs, out: Folder) -> Result:
         tables,
         out,
         pool=config.resources.embed,
-        accelerator=config.resources.accelerator,
     )
     return Result(parts, {"backend": config.embed.backend, "dtype": config.embed.dtype})
 

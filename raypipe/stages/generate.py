@@ -39,8 +39,7 @@ def run(config: Config, inputs: Inputs, out: Folder) -> Result:
     for model in FORMS:
         its = Table(out / PROBLEMS, tuple(name for name in names if _model_of(name) == model))
         make = partial(Generate, config, model, inputs["train"].folder / "model")
-        resources = config.resources
-        parts |= map_parts(make, [its], out, pool=resources.evaluate, accelerator=resources.accelerator)
+        parts |= map_parts(make, [its], out, pool=config.resources.evaluate)
     return Result(parts, {"prompts": {model: said(form) for model, form in FORMS.items()}})
 
 

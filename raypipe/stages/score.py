@@ -43,7 +43,6 @@ def run(config: Config, inputs: Inputs, out: Folder) -> Result:
         tables,
         out,
         pool=config.resources.score,
-        accelerator=config.resources.accelerator,
         calls=2,
     )
     return Result(parts, {"backend": config.score.backend, "dtype": config.score.dtype})

@@ -35,7 +35,7 @@ from raypipe.ops.warnings import of_steps
 from raypipe.owner import Owner, owned
 from raypipe.packs import HELD_OUT_PACKS, PackReader
 from raypipe.part import Table
-from raypipe.sizing import ACTOR_CPUS, fit, fits
+from raypipe.sizing import ACTOR_CPUS, fit, fit_now
 from raypipe.stage import Inputs, Result
 from raypipe.store import Folder
 
@@ -72,8 +72,9 @@ def open_packs(config: Config, packs: Table) -> PackReader:
 
 
 def _fit(config: Config, packs: Table, owner: Owner) -> None:
-    low, high = config.resources.train.workers
-    high = fit(low, high, config.resources.train.gpus, "training workers")
+    pool = config.resources.train
+    low, high = pool.workers
+    high = fit(low, high, pool, "training workers")
     total = len(training_plan(config, open_packs(config, packs)))
     log.info("train: %d workers, %d steps", high, total)
     logging.getLogger("ray.train").setLevel(logging.ERROR)
@@ -132,7 +133,7 @@ class _Watch:
     def _roomy(self, since: float) -> float:
         """When the cluster last had room for the fewest workers. Ray Train would wait for ever, and say so nowhere."""
         rule = self.config.resources.train
-        if fits(rule.gpus) >= rule.workers[0]:
+        if fit_now(rule) >= rule.workers[0]:
             return time.monotonic()
         if time.monotonic() - since > START_S:
             raise Stopped(
@@ -149,12 +150,13 @@ def _trainer(
     from ray.train.torch import TorchConfig, TorchTrainer
 
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", f"{START_S:.0f}")
-    gpus, (low, high) = config.resources.train.gpus, workers
+    pool, (low, high) = config.resources.train, workers
     scaling = ScalingConfig(
         num_workers=workers if low < high else high,
-        use_gpu=bool(gpus),
-        resources_per_worker={"CPU": ACTOR_CPUS, **({"GPU": gpus} if gpus else {})},
-        accelerator_type=config.resources.accelerator if gpus else None,
+        use_gpu=bool(pool.gpus),
+        resources_per_worker={"CPU": ACTOR_CPUS, **({"GPU": pool.gpus} if pool.gpus else {})},
+        accelerator_type=pool.accelerator if pool.gpus else None,
+        placement_strategy=pool.placement.upper(),
         # a group is made larger by ending it, which loses what came after its last checkpoint
         elastic_resize_monitor_interval_s=max(GROW_S, config.train.checkpoint_every_s),
     )
@@ -164,7 +166,7 @@ def _trainer(
     return TorchTrainer(
         _worker,
         train_loop_config={"config": config, "packs": packs, "owner": owner, "gate": gate(), "work": work},
-        torch_config=TorchConfig(backend="nccl" if gpus else "gloo"),
+        torch_config=TorchConfig(backend="nccl" if pool.gpus else "gloo"),
         scaling_config=scaling,
         run_config=RunConfig(storage_path=state, failure_config=failures),
     )

@@ -18,7 +18,7 @@ def watch(tmp_path, monkeypatch):
     """Of two to three workers on a cluster with room for two; looks all the time."""
     monkeypatch.setattr(train, "LOOK_S", 0.01)
     monkeypatch.setattr(train, "POLL_S", 0.01)
-    monkeypatch.setattr(train, "fits", lambda gpus: 2)
+    monkeypatch.setattr(train, "fit_now", lambda pool: 2)
     tree = {
         "name": "t", "model": "m", "ingest": {"paths": ["x"]}, "embed": {"model": "e"}, "storage": {"root": "r"},
         "resources": {"train": {"workers": [2, 3]}},
@@ -53,7 +53,7 @@ def test_each_step_is_seen_once_from_where_it_was(watch, tmp_path):
 
 def test_a_cluster_that_stays_too_small_ends_the_training(watch, monkeypatch):
     """Ray Train waits for a second node for ever, without a word: a night is lost before anyone looks."""
-    monkeypatch.setattr(train, "fits", lambda gpus: 1)
+    monkeypatch.setattr(train, "fit_now", lambda pool: 1)
     monkeypatch.setattr(train, "START_S", 0.2)
     with pytest.raises(
         Stopped, match=r"room for fewer than 2 training workers, as resources.train.workers asks for\. Add nodes"
@@ -64,7 +64,7 @@ def test_a_cluster_that_stays_too_small_ends_the_training(watch, monkeypatch):
 def test_a_cluster_that_was_small_for_a_while_goes_on(watch, monkeypatch):
     """A spot node comes back within minutes: that must not end a run of days."""
     room = iter([1] * 5 + [2] * 1000)
-    monkeypatch.setattr(train, "fits", lambda gpus: next(room))
+    monkeypatch.setattr(train, "fit_now", lambda pool: next(room))
     monkeypatch.setattr(train, "START_S", 0.5)
     looking = watch()
     threading.Timer(1.0, looking.fitted.set_result, [None]).start()
