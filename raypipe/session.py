@@ -11,6 +11,7 @@ from typing import Any
 import psutil
 
 from raypipe import stopping
+from raypipe.errors import ConfigError, RaypipeError, Stopped
 
 log = logging.getLogger("raypipe")
 EXIT_S = 2.0  # for Ray's workers: one in twenty that is interrupted locks itself up as it exits (2.60), for ever
@@ -32,7 +33,10 @@ def ray_session() -> Iterator[None]:
     os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", "10000")  # the next stage's tasks take them over
     local: dict[str, Any] = {} if address else {"include_dashboard": False}
     listened = stopping.is_listening()
-    ray.init(address=address or "local", log_to_driver=False, logging_level="ERROR", **local)
+    try:
+        ray.init(address=address or "local", log_to_driver=False, logging_level="ERROR", **local)
+    except ConnectionError as error:
+        raise _refused(address, error) from error
     stopping.listen_again(listened)  # ray.init takes SIGTERM for itself
     have = ray.cluster_resources()
     where = f"the cluster at {address}" if address else "this machine"
@@ -48,6 +52,17 @@ def ray_session() -> Iterator[None]:
             for blocked in workers:
                 with suppress(psutil.NoSuchProcess):
                     blocked.kill()
+
+
+def _refused(address: str | None, error: ConnectionError) -> RaypipeError:
+    from ray.exceptions import AuthenticationError
+
+    if "AuthenticationError" in str(error.__cause__):
+        return ConfigError(
+            f"RAY_ADDRESS: the cluster at {address} wants its token, got none or another. Set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN "
+            "or RAY_AUTH_TOKEN_PATH; `ray job submit` gives a job the cluster's own"
+        )
+    return Stopped(f"RAY_ADDRESS: no Ray answers at {address} ({error}). Start the cluster, or set the address of another; then run again")
 
 
 def _workers() -> Iterator[psutil.Process]:

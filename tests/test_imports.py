@@ -32,7 +32,7 @@ MAY_IMPORT = {  # of raypipe, beside itself; a module that is not here may impor
     "items": {"config", "envelope", "errors", "sizing", "stopping"},
     "read_ahead": {"part", "store"},
     "folds": {"config", "items", "part", "read_ahead", "sizing"},
-    "session": {"stopping"},
+    "session": {"errors", "stopping"},
     "repair": {"errors", "items", "part", "store"},
     "streams": {"config", "envelope", "errors", "gate", "part", "read_ahead", "sizing", "store"},
     "parts": {"items", "config", "envelope", "errors", "gate", "part", "sizing", "stopping", "store", "streams"},
