@@ -12,11 +12,10 @@ from tests.k8s.rendering import source_of
 
 
 def inspect(overlay: str, docs: list[dict], crds: schemas.Crds) -> list[Fault]:
-    faults = []
-    for doc in docs:
-        found = list(schemas.faults(doc, crds)) or list(_linted(doc, docs))  # a lint may rely on the schema
-        faults += [Fault(source_of(overlay, doc), *one) for one in found]
-    return faults
+    """Lints rely on the schemas: where those find a fault, it is mended first."""
+    found = [(doc, one) for doc in docs for one in schemas.faults(doc, crds)]
+    found = found or [(doc, one) for doc in docs for one in _linted(doc, docs)]
+    return [Fault(source_of(overlay, doc), *one) for doc, one in found]
 
 
 def _linted(doc: dict, docs: list[dict]) -> Iterator[Found]:

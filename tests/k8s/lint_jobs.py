@@ -66,7 +66,7 @@ def _rules(rules: list[dict]) -> Iterator[Found]:
             yield Found(field, rule, "Not with the autoscaler, which owns the workers: DeleteCluster")
         after[rule["policy"]] = condition.get("ttlSeconds", 0)
     for status, after in seconds.items():
-        if status != "FAILED" and not after.keys() & {"DeleteCluster", "DeleteSelf"}:
+        if status != "FAILED" and "DeleteCluster" not in after:
             remedy = f"No rule deletes the cluster of a job that is {status}: add DeleteCluster for it"
             yield Found("deletionStrategy.deletionRules", sorted(after), remedy)
         times = [after[policy] for policy in ORDER if policy in after]

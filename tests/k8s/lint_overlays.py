@@ -125,22 +125,20 @@ def loaded(text: str) -> Config:
 
 def accelerators(doc: dict, overlay: Overlay) -> Iterator[Found]:
     """Every pool of pipeline.yaml that the job uses finds a group with its accelerator, and room for its minimum."""
-    for _, job in jobs(doc):
-        text = next(
-            m["data"]["pipeline.yaml"] for m in overlay if m["kind"] == "ConfigMap" and "pipeline.yaml" in m["data"]
-        )
-        config, pools_yaml = loaded(text), yaml.safe_load(text)["resources"]
+    config_map = next((m for m in overlay if m["kind"] == "ConfigMap" and "pipeline.yaml" in m["data"]), None)
+    if config_map is None or any(pipeline_yaml(config_map, overlay)):
+        return
+    text = config_map["data"]["pipeline.yaml"]
+    config, written = loaded(text), yaml.safe_load(text)["resources"]
+    for field, job in jobs(doc):
         for name in _used(job["entrypoint"], config):
-            pool, wanted = getattr(config.resources, name), f"accelerator_type:{pools_yaml[name].get('accelerator')}"
+            pool, wanted = getattr(config.resources, name), f"accelerator_type:{written[name].get('accelerator')}"
             least = pool.workers[0] if name == "train" else (pool.actors or (1, 1))[0]
             offers = [group for _, group in groups(job["rayClusterSpec"]) if wanted in group.get("resources", {})]
             if (found := sum(_room(group, pool.gpus) for group in offers)) < least:
-                remedy = f"Wanted a group with {wanted} and room for {least} x {pool.gpus:g} GPUs: the run would wait for ever"
-                yield Found(
-                    f"rayClusterSpec.workerGroupSpecs, for resources.{name} of pipeline.yaml",
-                    f"room for {found}",
-                    remedy,
-                )
+                what = f"{field}.rayClusterSpec.workerGroupSpecs, for resources.{name} of pipeline.yaml"
+                remedy = f"Wanted a group of {wanted} for {least} x {pool.gpus:g} GPUs: the run would wait for ever"
+                yield Found(what, f"room for {found}", remedy)
 
 
 def _used(entrypoint: str, config: Config) -> list[str]:
