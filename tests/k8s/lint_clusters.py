@@ -66,18 +66,23 @@ def group_names(cluster: dict) -> Iterator[Found]:
 def replicas(cluster: dict) -> Iterator[Found]:
     scales = cluster.get("enableInTreeAutoscaling", False)
     for field, group in groups(cluster):
-        low, now, high = (group.get(name) for name in ("minReplicas", "replicas", "maxReplicas"))
-        if None in (low, now, high) or not 0 <= low <= now <= high:
-            yield Found(field, (low, now, high), "Wanted 0 <= minReplicas <= replicas <= maxReplicas, all written")
+        low, high = group.get("minReplicas", -1), group.get("maxReplicas", -1)
+        if not 0 <= low <= (now := group.get("replicas", low)) <= high:
+            yield Found(
+                field, (low, now, high), "Wanted 0 <= minReplicas <= replicas <= maxReplicas, the outer two written"
+            )
         elif scales and low:
             yield Found(f"{field}.minReplicas", low, "Set 0: such a node is paid for through stages that do not use it")
-        if scales != ("idleTimeoutSeconds" in group):
-            got = group.get("idleTimeoutSeconds")
+        elif scales and "replicas" in group:
             yield Found(
-                f"{field}.idleTimeoutSeconds",
-                got,
-                "Set it with the autoscaler, and not without: KubeRay refuses it there",
+                f"{field}.replicas", now, "Leave it out: each apply would set the autoscaler's number back to it"
             )
+        if scales != ("idleTimeoutSeconds" in group):
+            got, remedy = (
+                group.get("idleTimeoutSeconds"),
+                "Set it with the autoscaler, and not without: KubeRay refuses it",
+            )
+            yield Found(f"{field}.idleTimeoutSeconds", got, remedy)
 
 
 def ray_resources(cluster: dict) -> Iterator[Found]:

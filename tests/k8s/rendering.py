@@ -11,7 +11,11 @@ PROJECT = Path(__file__).resolve().parents[2]
 K8S = PROJECT / "k8s"
 KUSTOMIZE = PROJECT / ".venv" / "kustomize"
 OVERLAYS = sorted(folder.name for folder in (K8S / "overlays").iterdir())
-GENERATED = {"pipeline": "base/pipeline.yaml", "rayjob": "rayjob/manifest/rayjob.yaml", "raypipe-dashboard": "overlays/monitoring/raypipe.json"}  # fmt: skip
+GENERATED = {
+    "pipeline": "base/pipeline.yaml",
+    "rayjob": "rayjob/manifest/rayjob.yaml",
+    "raypipe-dashboard": "overlays/monitoring/raypipe.json",
+}
 COPIED = {"RayJob", "RayCluster", "RayCronJob"}  # all from one file
 
 

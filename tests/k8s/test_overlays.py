@@ -71,7 +71,7 @@ def test_nightly_is_gone_before_the_next_one(rendered):
 def test_nightly_tries_a_wrong_configuration_once(rendered):
     """Exit code 2 would be tried again at Kubernetes' pace, three times a night."""
     job = one(rendered["nightly"], "CronJob")["spec"]["jobTemplate"]["spec"]
-    rule = job["podFailurePolicy"]["rules"][0]
+    rule = job["podFailurePolicy"]["rules"][1]
     assert rule["action"] == "FailJob" and rule["onExitCodes"] == {
         "containerName": "doctor",
         "operator": "In",
@@ -125,4 +125,6 @@ def test_a_head_that_goes_tells_its_driver_first(rendered, tmp_path):
             assert driver.wait(10) == -15, "the driver got no SIGTERM"
         finally:
             driver.kill()
-    assert (tmp_path / "said").read_text() == "sleep 30\nray stop\n", "first the driver's grace, then Ray"
+    assert (tmp_path / "said").read_text() == "sleep 30\nray stop --grace-period 8\n", (
+        "first the driver's grace, then Ray"
+    )
