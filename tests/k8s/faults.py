@@ -93,4 +93,5 @@ def containers(pod: Pod) -> Iterator[tuple[str, dict]]:
 
 def limits(spec: dict) -> dict[str, float]:
     """What the first container, Ray's own, may take."""
-    return {name: quantity(value) for name, value in spec["containers"][0]["resources"]["limits"].items()}
+    named = spec["containers"][0].get("resources", {}).get("limits", {})
+    return {name: quantity(value) for name, value in named.items()}

@@ -67,7 +67,8 @@ def replicas(cluster: dict) -> Iterator[Found]:
     scales = cluster.get("enableInTreeAutoscaling", False)
     for field, group in groups(cluster):
         low, high = group.get("minReplicas", -1), group.get("maxReplicas", -1)
-        if not 0 <= low <= (now := group.get("replicas", low)) <= high:
+        now = group.get("replicas", low)
+        if not 0 <= low <= now <= high:
             yield Found(
                 field, (low, now, high), "Wanted 0 <= minReplicas <= replicas <= maxReplicas, the outer two written"
             )

@@ -115,7 +115,7 @@ def pipeline_yaml(doc: dict, overlay: Overlay) -> Iterator[Found]:
 def loaded(text: str) -> Config:
     """As a run reads it. Two keys of another branch are taken out."""
     tree = yaml.safe_load(text)
-    for pool in tree["resources"].values():
+    for pool in tree.get("resources", {}).values():
         for key in ("accelerator", "placement"):
             pool.pop(key, None)
     with tempfile.TemporaryDirectory() as folder:

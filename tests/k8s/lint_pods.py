@@ -14,14 +14,14 @@ GPU = "nvidia.com/gpu"
 
 def image(pod: Pod) -> Iterator[Found]:
     for field, container in containers(pod):
-        name, _, tag = container["image"].partition(":")
+        name, _, tag = container["image"].rpartition("/")[2].partition(":")
         if tag in ("", "latest"):
             yield Found(
                 f"{field}.image",
                 container["image"],
                 "Give a tag, not latest: head and workers would differ after a push",
             )
-        elif name.endswith("/raypipe") and f"-ray{locked_ray()}-" not in tag:
+        elif name == "raypipe" and f"-ray{locked_ray()}-" not in tag:
             yield Found(
                 f"{field}.image",
                 tag,
@@ -132,7 +132,7 @@ def shared_memory(pod: Pod) -> Iterator[Found]:
     mounts = {mount["mountPath"]: mount["name"] for mount in pod.spec["containers"][0].get("volumeMounts", [])}
     volumes = {volume["name"]: volume for volume in pod.spec.get("volumes", [])}
     empty = volumes.get(mounts.get("/dev/shm"), {}).get("emptyDir", {})
-    memory = limits(pod.spec)["memory"]
+    memory = limits(pod.spec).get("memory", 0)
     wanted = min(STORE_SHARE * memory, STORE_CAP)
     if empty.get("medium") != "Memory" or not wanted <= quantity(empty.get("sizeLimit", 0)) < memory:
         remedy = f"Mount an emptyDir of medium Memory and at least {wanted / 2**30:.1f}Gi there: Ray's object store would be on disk"
@@ -140,7 +140,7 @@ def shared_memory(pod: Pod) -> Iterator[Found]:
 
 
 def grace(pod: Pod) -> Iterator[Found]:
-    """What runs before SIGTERM counts towards the grace; `ray stop` waits 30 s at most."""
+    """What runs before SIGTERM counts towards the grace; `ray stop --grace-period 8` waits 24 s at most."""
     hook = " ".join(
         pod.spec["containers"][0].get("lifecycle", {}).get("preStop", {}).get("exec", {}).get("command", [])
     )

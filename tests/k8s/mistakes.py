@@ -78,6 +78,7 @@ MISTAKES = [
     ("pipeline", "RayJob", f"{GROUP}.1.{WORKER}.tolerations", GONE, "[cpu-spot].template.spec.tolerations", "stays pending"),
     ("pipeline", "RayJob", f"{GROUP}.6.{NODE}.{CAPACITY}", "spot", "workerGroupSpecs[train].groupName", "end in -spot"),
     ("pipeline", "RayJob", f"{POD}.nodeSelector.{CAPACITY}", "spot", "headGroupSpec", "with its head a run ends"),
+    ("pipeline", "RayJob", f"{GROUP}.0.{SIZE}", GONE, "containers[ray-worker].resources.requests.cpu", "both set"),
     ("pipeline", "RayJob", f"{GROUP}.4.{SIZE}.requests.memory", "20Gi", "resources.requests.memory", "Wanted its limit"),
     ("pipeline", "RayJob", f"{GROUP}.4.{SIZE}.requests.nvidia\\.com/gpu", GONE, "resources.requests.nvidia.com/gpu", "Wanted its limit"),
     ("pipeline", "RayJob", f"{POD}.restartPolicy", "Always", "restartPolicy", "Set Never"),
