@@ -6,11 +6,13 @@ from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
-import yaml
+from ray.autoscaler._private.kuberay.autoscaling_config import _node_type_from_group_spec
 
 from raypipe import load_config
 from raypipe.config import Config
 from raypipe.errors import ConfigError
+from raypipe.sizing import demand, room
+from raypipe.sizing import limits as limits_of
 from tests.k8s.faults import Found, Pod, clusters, containers, groups, jobs, limits, pods, quantity
 
 CLUSTER_WIDE = {"Namespace", "PriorityClass", "ClusterQueue", "ResourceFlavor"}
@@ -113,13 +115,9 @@ def pipeline_yaml(doc: dict, overlay: Overlay) -> Iterator[Found]:
 
 @cache
 def loaded(text: str) -> Config:
-    """As a run reads it. Two keys of another branch are taken out."""
-    tree = yaml.safe_load(text)
-    for pool in tree.get("resources", {}).values():
-        for key in ("accelerator", "placement"):
-            pool.pop(key, None)
+    """As a run reads it."""
     with tempfile.TemporaryDirectory() as folder:
-        (path := Path(folder, "pipeline.yaml")).write_text(yaml.safe_dump(tree))
+        (path := Path(folder, "pipeline.yaml")).write_text(text)
         return load_config(path)
 
 
@@ -128,16 +126,21 @@ def accelerators(doc: dict, overlay: Overlay) -> Iterator[Found]:
     config_map = next((m for m in overlay if m["kind"] == "ConfigMap" and "pipeline.yaml" in m["data"]), None)
     if config_map is None or any(pipeline_yaml(config_map, overlay)):
         return
-    text = config_map["data"]["pipeline.yaml"]
-    config, written = loaded(text), yaml.safe_load(text)["resources"]
+    config = loaded(config_map["data"]["pipeline.yaml"])
     for field, job in jobs(doc):
+        try:
+            kinds = [_node_type_from_group_spec(group, is_head=False) for _, group in groups(job["rayClusterSpec"])]
+        except ValueError as error:
+            yield Found(f"{field}.rayClusterSpec.workerGroupSpecs", "what Ray's autoscaler refuses", str(error))
+            continue
+        nodes = [(kind["resources"], kind["max_workers"]) for kind in kinds]
         for name in _used(job["entrypoint"], config):
-            pool, wanted = getattr(config.resources, name), f"accelerator_type:{written[name].get('accelerator')}"
-            least = pool.workers[0] if name == "train" else (pool.actors or (1, 1))[0]
-            offers = [group for _, group in groups(job["rayClusterSpec"]) if wanted in group.get("resources", {})]
-            if (found := sum(_room(group, pool.gpus) for group in offers)) < least:
+            pool = getattr(config.resources, name)
+            if (found := room(nodes, pool)) < (least := limits_of(pool)[0]):
                 what = f"{field}.rayClusterSpec.workerGroupSpecs, for resources.{name} of pipeline.yaml"
-                remedy = f"Wanted a group of {wanted} for {least} x {pool.gpus:g} GPUs: the run would wait for ever"
+                remedy = (
+                    f"Wanted a group of {pool.accelerator} for {least} x {demand(pool)}: the run would wait for ever"
+                )
                 yield Found(what, f"room for {found}", remedy)
 
 
@@ -145,13 +148,6 @@ def _used(entrypoint: str, config: Config) -> list[str]:
     """Pools of GPUs that a script's stages take."""
     names = next((pools for script, pools in POOLS.items() if script in entrypoint), sum(POOLS.values(), ()))
     return [n for n in names if getattr(config.resources, n).gpus and (n != "evaluate" or config.evaluate.tasks)]
-
-
-def _room(group: dict, gpus: float) -> int:
-    """Actors of so many GPUs that fit the group: by GPU, and 0.9 CPU each with 0.2 left to read and write with."""
-    size = limits(group["template"]["spec"])
-    by_gpu = int(size["nvidia.com/gpu"]) * int(1 / gpus) if gpus <= 1 else int(size["nvidia.com/gpu"] / gpus)
-    return group["maxReplicas"] * min(by_gpu, int((size["cpu"] - 0.2) / 0.9))
 
 
 def nightly(doc: dict, overlay: Overlay) -> Iterator[Found]:

@@ -95,7 +95,7 @@ MISTAKES = [
     ("prepare", "NetworkPolicy", "metadata.namespace", "default", "metadata.namespace", "raypipe"),
     ("pipeline", "RayJob", f"{GROUP}.5.maxReplicas", 99, "spec.hard.requests.nvidia.com/gpu", "lower maxReplicas"),
     ("pipeline", "ConfigMap/pipeline", "data.pipeline\\.yaml", WRONG_CONFIG, "pipeline.yaml", "embed.modle: unknown key"),
-    ("pipeline", "RayJob", f"{GROUP}.6.resources", {"accelerator_type:A100": "1"}, "resources.train of pipeline.yaml", "_type:H100"),
+    ("pipeline", "RayJob", f"{GROUP}.6.resources", {"accelerator_type:A100": "1"}, "resources.train of pipeline.yaml", "(H100)"),
     ("prepare", "RayJob", f"{GROUP}.4", GONE, "workerGroupSpecs[score-spot]", "on-demand twin"),
     ("nightly", "CronJob", "spec.concurrencyPolicy", GONE, "spec.concurrencyPolicy", "Set Forbid"),
     ("kueue", "RayJob", "spec.suspend", False, "spec.suspend", "Set it true"),
