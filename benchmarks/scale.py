@@ -40,6 +40,7 @@ import psutil
 import pyarrow as pa
 
 from benchmarks.embeddings import BUILD, noisy
+from benchmarks.plotting import pyplot
 from benchmarks.processes import Cpu, memory_bytes
 from benchmarks.record import circumstances, record, result
 from raypipe.config import Config
@@ -55,7 +56,6 @@ BASE, SIZES, PART_ROWS, NUM_CLUSTERS = 1000, (10**5, 10**6, 10**7), 4096, 100
 ROUNDS = {BASE: 3, 10**5: 5, 10**6: 3, 10**7: 2}
 OBJECT_STORE = 100 << 20  # parts do not pass through it
 EMBEDDINGS = BUILD / "scale"
-PLOT = "matplotlib==3.11.2 contourpy==1.3.3 kiwisolver==1.5.1 cycler==0.12.1 pyparsing==3.3.3 fonttools==4.68.0"
 
 
 def make_parts(num_rows: int) -> None:
@@ -305,17 +305,7 @@ def middle(runs: Sequence[Mapping[str, Any]], figure: str) -> float:
 
 
 def plot(found: Mapping[str, Mapping[int, Sequence[Mapping[str, Any]]]]) -> None:
-    rivals = BUILD / "rivals"
-    if not (rivals / "matplotlib").is_dir():
-        install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(rivals)]
-        subprocess.run([*install, *PLOT.split()], check=True)
-    sys.path.append(str(rivals))
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, (left, right) = pyplot.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
+    figure, (left, right) = pyplot().subplots(1, 2, figsize=(9, 3.6), layout="constrained")
     for way, label in (("ray", "stage on Ray"), ("plain", "plain processes")):
         sizes = list(found[way])
         left.loglog(sizes, [middle(found[way][size], "cpu_s") for size in sizes], "o-", label=label)

@@ -17,6 +17,7 @@ from raypipe import stopping
 from raypipe.config import Pool
 from raypipe.envelope import ATTEMPTS
 from raypipe.errors import DataError, RaypipeError, Stopped
+from raypipe.gauges import show_parts
 from raypipe.sizing import ACTOR_CPUS, fit_actors
 
 log = logging.getLogger("raypipe")
@@ -69,9 +70,11 @@ def track(
     `first` of `total` were done before.
     """
     last = started = time.monotonic()
+    show_parts(first, total)
     bar = tqdm(done, label, total, unit=f" {unit}", leave=False, initial=first, disable=not sys.stderr.isatty())
     for count, item in enumerate(bar, first + 1):
         yield item
+        show_parts(count, total)
         bar.set_postfix_str(said := words(item))
         if not sys.stderr.isatty() and (now := time.monotonic()) - last > 30:
             last, left = now, (now - started) * (total - count) / (count - first)

@@ -26,6 +26,7 @@ from raypipe.config import Pool
 from raypipe.envelope import Envelope, PartFunction
 from raypipe.errors import DataError
 from raypipe.gate import gate
+from raypipe.gauges import show_rows
 from raypipe.items import POLL_S, track
 from raypipe.part import Footer, Table
 from raypipe.sizing import fit_actors
@@ -86,6 +87,7 @@ class Tally:
         if receipt.footer is None:
             return ""
         self.counts.update(receipt.footer["counts"])
+        show_rows(self.counts)
         tokens = receipt.footer["figures"].get("num_tokens", 0)
         if self.since is None:
             self.since, tokens = time.monotonic(), 0

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from raypipe import cost, stopping
+from raypipe import cost, gauges, stopping
 from raypipe.config import Config
 from raypipe.errors import ConfigError
 from raypipe.identity import pinned_model, resolved_backend
@@ -210,10 +210,10 @@ def _check_budget(planned: Plan) -> None:
 
 def _finished(planned: Plan, step: Planned) -> Mapping[str, Any]:
     """The manifest of a stage, run where it was not finished, by another driver meanwhile either."""
-    there = step.manifest or read_manifest(step.folder, planned.lake.digest)
-    return (
-        there or run_stage(step.stage, step.recipe, planned.config, _inputs(planned, step.stage), step.folder).manifest
-    )
+    if there := step.manifest or read_manifest(step.folder, planned.lake.digest):
+        return there
+    with gauges.at_work(planned.config.name, step.stage.name):
+        return run_stage(step.stage, step.recipe, planned.config, _inputs(planned, step.stage), step.folder).manifest
 
 
 def _inputs(planned: Plan, stage: Stage) -> Inputs:

@@ -55,14 +55,15 @@ def ray_session() -> Iterator[None]:
 
 
 def _refused(address: str | None, error: ConnectionError) -> RaypipeError:
-    from ray.exceptions import AuthenticationError
 
     if "AuthenticationError" in str(error.__cause__):
         return ConfigError(
             f"RAY_ADDRESS: the cluster at {address} wants its token, got none or another. Set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN "
             "or RAY_AUTH_TOKEN_PATH; `ray job submit` gives a job the cluster's own"
         )
-    return Stopped(f"RAY_ADDRESS: no Ray answers at {address} ({error}). Start the cluster, or set the address of another; then run again")
+    return Stopped(
+        f"RAY_ADDRESS: no Ray answers at {address} ({error}). Start the cluster, or set the address of another; then run again"
+    )
 
 
 def _workers() -> Iterator[psutil.Process]:

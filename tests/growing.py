@@ -23,7 +23,16 @@ PROVIDER = "ray.autoscaler._private.fake_multi_node.node_provider.FakeMultiNodeP
 STORE_BYTES = 100 << 20
 UNUSED = {  # keys that the launcher's schema wants, of commands and files
     **{f"{where}_{what}_commands": [] for where in ("head", "worker") for what in ("setup", "start_ray")},
-    **{key: [] for key in ("setup_commands", "initialization_commands", "cluster_synced_files", "rsync_exclude", "rsync_filter")},
+    **{
+        key: []
+        for key in (
+            "setup_commands",
+            "initialization_commands",
+            "cluster_synced_files",
+            "rsync_exclude",
+            "rsync_filter",
+        )
+    },
     "auth": {},
     "file_mounts": {},
 }

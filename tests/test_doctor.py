@@ -175,7 +175,9 @@ def test_gpus_asked_for_and_none_here(config, monkeypatch):
     assert check.state == "warn" and "1 training workers of 0.9 CPUs and 1 GPUs are asked for" in check.detail
     monkeypatch.setattr("raypipe.doctor.gpus", lambda: ("NVIDIA H200",))
     check = found(config, "resources.train.gpus=1", "resources.train.accelerator=H200", "resources.train.workers=[1,4]")
-    assert check["resources"].state == "ok" and "train 1 to 1 x (0.9 CPUs and 1 GPUs (H200))" in check["resources"].detail
+    assert (
+        check["resources"].state == "ok" and "train 1 to 1 x (0.9 CPUs and 1 GPUs (H200))" in check["resources"].detail
+    )
 
 
 def test_what_a_cluster_can_never_give(config, ray_address, monkeypatch):

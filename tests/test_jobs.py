@@ -1,16 +1,20 @@
 """The job scripts under `ray job submit` on a local cluster; RAY_ADDRESS is set by Ray there."""
 
 import os
+import re
 import shutil
 import socket
 import subprocess
 import sys
+import threading
 import time
-from contextlib import suppress
+import urllib.request
+from contextlib import contextmanager, suppress
 
 import psutil
 import pytest
 
+from tests.k8s.monitoring import RARE, metric_names
 from tests.lakes import PROJECT, digests, stage_folder
 
 
@@ -26,20 +30,21 @@ def free_ports(count):
 
 @pytest.fixture
 def cluster(monkeypatch):
-    """A head of its own, ended with its own processes only; the address of its job server, and a client of it."""
+    """A head of its own, ended with its own processes only; the addresses of its job server and metrics, and a client of the former."""
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")  # `ray start` asks for a token otherwise, and this head is local
     monkeypatch.setenv("RAY_idle_worker_killing_time_threshold_ms", "10000")  # as Ray on one machine has it here
-    ray, (port, dashboard, agent) = os.path.join(os.path.dirname(sys.executable), "ray"), free_ports(3)
+    ray, (port, dashboard, agent, metrics) = os.path.join(os.path.dirname(sys.executable), "ray"), free_ports(4)
     short = f"/tmp/rj{os.getpid()}"  # a socket path has at most 107 bytes
     words = [
         ray, "start", "--head", "--block", "--disable-usage-stats", "--num-cpus=2", f"--port={port}", f"--temp-dir={short}",
         f"--dashboard-port={dashboard}", "--dashboard-host=127.0.0.1", f"--dashboard-agent-listen-port={agent}",
+        f"--metrics-export-port={metrics}",
     ]  # fmt: skip
     head = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     address = f"http://127.0.0.1:{dashboard}"
     try:
         client = wait_for(address, head)
-        yield address, client
+        yield address, client, f"http://127.0.0.1:{metrics}/metrics"
     finally:
         for process in [head, *psutil.Process(head.pid).children(recursive=True)]:  # told to end, it takes 30 s
             with suppress(psutil.NoSuchProcess):
@@ -71,18 +76,36 @@ def submit(address, client, name, *words):
     return str(client.get_job_status(job)), client.get_job_logs(job)
 
 
+@contextmanager
+def exported(url):
+    """Names of the metrics that a node exports while this lasts."""
+    names, over = set(), threading.Event()
+
+    def scrape():
+        while not over.wait(1.0):
+            with suppress(OSError), urllib.request.urlopen(url, timeout=5) as answer:
+                names.update(re.findall(r"^(\w+)[{ ]", answer.read().decode(), re.M))
+
+    (thread := threading.Thread(target=scrape)).start()
+    yield names
+    over.set()
+    thread.join()
+
+
 @pytest.mark.slow
 def test_train_before_prepare_then_prepare_then_train(cluster, finished, tmp_path):
     """From select on; what is before is on disk, as after a job that was killed."""
-    (address, client), root = cluster, tmp_path / "root"
+    (address, client, metrics), root = cluster, tmp_path / "root"
     shutil.copytree(
         finished[0] / "root", root, ignore=shutil.ignore_patterns("select-*", "pack-*", "train-*", "report-*")
     )
     config = [finished[1], f"storage.root={root}"]
     status, log = submit(address, client, "train", *config)
     assert status == "FAILED" and "manifest" in log and "python jobs/prepare.py CONFIG" in log, log
-    status, log = submit(address, client, "prepare", *config)
+    with exported(metrics) as names:
+        status, log = submit(address, client, "prepare", *config)
     assert status == "SUCCEEDED", log
+    assert not (missing := metric_names() - names - RARE.keys()), f"no alert can see {missing}"
     assert "ray on the cluster at" in log, "RAY_ADDRESS was not honoured"
     assert "pack done in" in log and "train starts" not in log
     status, log = submit(address, client, "train", *config)

@@ -22,7 +22,7 @@ from typing import Any
 import ray
 
 from raypipe import stopping
-from raypipe.config import Config
+from raypipe.config import Config, TrainWorkers
 from raypipe.errors import RaypipeError, Stopped
 from raypipe.gate import gate
 from raypipe.identity import fetched_model
@@ -73,14 +73,13 @@ def open_packs(config: Config, packs: Table) -> PackReader:
 
 def _fit(config: Config, packs: Table, owner: Owner) -> None:
     pool = config.resources.train
-    low, high = pool.workers
-    high = fit(low, high, pool, "training workers")
+    most = fit(*pool.workers, pool, "training workers")
     total = len(training_plan(config, open_packs(config, packs)))
-    log.info("train: %d workers, %d steps", high, total)
+    log.info("train: %d workers, %d steps", most, total)
     logging.getLogger("ray.train").setLevel(logging.ERROR)
     out, work = owner.folder, f"{owner.folder.path} {owner.number}"
     with tempfile.TemporaryDirectory() as state:  # Ray Train's own; what is worth keeping is in the folder
-        trainer = _trainer(config, packs, owner, (low, high), work, state)
+        trainer = _trainer(config, packs, owner, most, work, state)
         fitted = stopping.in_background(lambda: _fitted(trainer))
         watch = _Watch(config, out, work, fitted)
         for _ in track(watch.steps(), "train", total, "steps", watch.words, watch.first):
@@ -143,23 +142,27 @@ class _Watch:
         return since
 
 
-def _trainer(
-    config: Config, packs: Table, owner: Owner, workers: tuple[int, int], work: str, state: str
-) -> Any:  # TorchTrainer
-    from ray.train import FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchConfig, TorchTrainer
+def scaling(pool: TrainWorkers, most: int, grow_s: float = GROW_S) -> Any:  # ScalingConfig
+    """A gang: all of its fewest workers are placed at once, or none. It looks for more of them every `grow_s`."""
+    from ray.train import ScalingConfig
 
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", f"{START_S:.0f}")
-    pool, (low, high) = config.resources.train, workers
-    scaling = ScalingConfig(
-        num_workers=workers if low < high else high,
+    least = pool.workers[0]
+    return ScalingConfig(
+        num_workers=(least, most) if least < most else most,
         use_gpu=bool(pool.gpus),
         resources_per_worker={"CPU": ACTOR_CPUS, **({"GPU": pool.gpus} if pool.gpus else {})},
         accelerator_type=pool.accelerator if pool.gpus else None,
         placement_strategy=pool.placement.upper(),
-        # a group is made larger by ending it, which loses what came after its last checkpoint
-        elastic_resize_monitor_interval_s=max(GROW_S, config.train.checkpoint_every_s),
+        elastic_resize_monitor_interval_s=grow_s,
     )
+
+
+def _trainer(config: Config, packs: Table, owner: Owner, most: int, work: str, state: str) -> Any:  # TorchTrainer
+    from ray.train import FailureConfig, RunConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    pool = config.resources.train
     failures = FailureConfig(
         max_failures=MAX_FAILURES, controller_failure_limit=MAX_FAILURES, max_preemption_failures=MAX_PREEMPTIONS
     )
@@ -167,7 +170,8 @@ def _trainer(
         _worker,
         train_loop_config={"config": config, "packs": packs, "owner": owner, "gate": gate(), "work": work},
         torch_config=TorchConfig(backend="nccl" if pool.gpus else "gloo"),
-        scaling_config=scaling,
+        # a group is made larger by ending it, which loses what came after its last checkpoint
+        scaling_config=scaling(pool, most, max(GROW_S, config.train.checkpoint_every_s)),
         run_config=RunConfig(storage_path=state, failure_config=failures),
     )
 

@@ -8,7 +8,7 @@ from tests.k8s.rendering import K8S, load_all
 MONITORING = K8S / "overlays" / "monitoring"
 METRIC = re.compile(r"\b(?:ray|autoscaler)_[a-z0-9_]+\b(?!\s*[=!]~?)")  # not a label's name before its value
 LABELS = {"ray_io_cluster", "ray_io_group"}  # that our PodMonitors add
-OURS = {"ray_raypipe_parts_done", "ray_raypipe_parts_total", "ray_raypipe_rows_failed"}
+OURS = {"ray_raypipe_parts_done", "ray_raypipe_parts_total", "ray_raypipe_rows"}
 RARE = {  # what a small job that ends well does not export, and why
     "autoscaler_active_nodes": "of the autoscaler's own process",
     "autoscaler_pending_nodes": "of the autoscaler's own process",

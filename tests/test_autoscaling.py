@@ -1,0 +1,96 @@
+"""Nodes that come when there is work and go when there is none, by Ray's own autoscaler on one machine."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from tests.growing import growing
+from tests.lakes import PROJECT, manifest, raypipe, wait_until
+from tests.scaling_story import IN_FLIGHT_PARTS, KINDS, PARTS
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+def cluster(tmp_path_factory):
+    folder = tmp_path_factory.getbasetemp() / "g"  # a socket's path has at most 107 bytes
+    folder.mkdir(exist_ok=True)
+    return lambda kinds: growing(folder, kinds)
+
+
+def test_the_whole_chain_from_no_node_at_all(cluster, finished, tmp_path):
+    """With every group at zero a run must neither be refused nor wait for ever, at any of its stages; and results are the same."""
+    with cluster({"cpu": {"resources": {"CPU": 1}, "max_workers": 2}}) as grows:
+        assert grows.raylets("cpu") == []
+        done = raypipe("run", finished[1], f"storage.root={tmp_path}", **grows.environment)
+        assert done.returncode == 0, done.stderr
+        wait_until(lambda: not grows.raylets("cpu"), timeout_s=60)
+    for stage in ("ingest", "embed", "cluster", "score", "select", "pack"):
+        mine, theirs = (manifest(root, stage) for root in (tmp_path, finished[0] / "root"))
+        assert [part["columns"] for part in mine["parts"]] == [part["columns"] for part in theirs["parts"]], stage
+
+
+@pytest.fixture(scope="module")
+def story(tmp_path_factory):
+    """The story, with a node of the scorers killed while they work; and when each part was there by then."""
+    out, short = tmp_path_factory.mktemp("story"), tmp_path_factory.getbasetemp() / "s"
+    short.mkdir()
+    with growing(short, KINDS) as grows:
+        command = [sys.executable, "-m", "tests.scaling_story", str(out)]
+        driver = subprocess.Popen(command, cwd=PROJECT, env={**os.environ, **grows.environment})
+        scored = wait_until(lambda: len(found := list(out.glob("score-*/part-*"))) >= 6 and found, driver)
+        grows.raylets("H100")[0].kill()
+        before = {path: path.stat().st_mtime_ns for path in scored}
+        assert driver.wait(timeout=400) == 0
+    return json.loads((out / "story.json").read_text()), before, out
+
+
+def between(told, of, first, last):
+    """What was counted from one event to another."""
+    when = {what: at for at, what in told["events"]}
+    return [found for at, found in told[of] if when[first] <= at <= when[last]]
+
+
+def test_nodes_grow_from_zero_and_shrink_to_zero(story):
+    """A GPU that idles over night costs what the run did."""
+    told, _, _ = story
+    assert told["nodes"][0][1] == {} == told["nodes"][-1][1]
+    assert max(found.get("L4", 0) for _, found in told["nodes"]) == 2
+    assert told["events"][-1][1] == "no node is left"
+
+
+def test_stages_do_not_hold_each_others_nodes(story):
+    """Embedders' GPUs are not paid for while another kind scores, nor the scorers' while embedders work."""
+    told, _, _ = story
+    assert not any("H100" in found for found in between(told, "nodes", "embedding begins", "scoring begins"))
+    assert "L4" not in between(told, "nodes", "scoring begins", "scoring ends")[-1]
+    assert not any("cpu" in found for found in between(told, "nodes", "embedding begins", "scoring ends"))
+
+
+def test_the_gang_starts_when_scoring_lets_go(story):
+    """A gang that took the scorers' nodes one by one would hold half of what it needs, and so would they."""
+    told, _, _ = story
+    assert not any(
+        "trainers" in found for found in between(told, "actors", "training asks for its gang", "scoring ends")[:-2]
+    )
+    assert max(found.get("trainers", 0) for found in between(told, "actors", "scoring ends", "training ends")) == 2
+
+
+def test_a_reclaimed_node_costs_only_its_parts_in_flight(story):
+    """Spot nodes go all day: what was committed stays as it is, and what others have in work too."""
+    _, before, out = story
+    parts = sorted(out.glob("score-*/part-*"))
+    assert len(parts) == PARTS
+    assert all(path.stat().st_mtime_ns == was for path, was in before.items())
+    again = [attempts for attempts in map(attempt_of, parts) if attempts > 1]
+    assert 1 <= len(again) <= IN_FLIGHT_PARTS and max(again) == 2
+
+
+def attempt_of(path):
+    from raypipe.part import read_footer
+    from raypipe.store import Folder
+
+    return read_footer(Folder(str(path.parent)), path.name)["attempt"]
