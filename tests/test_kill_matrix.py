@@ -12,7 +12,6 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -34,6 +33,8 @@ POINTS = {  # in the order of a run: the stage, and what it has put by then
     "score": "part-",
     "select": "part-",
 }
+# A rerun is the same wherever the driver died: three of the points stand for all six, which `make soak` goes through
+DRIVER_POINTS = list(POINTS) if os.environ.get("RAYPIPE_SOAK") else ["ingest", "cluster's fit", "score"]
 NODE = {"num_cpus": 1, "object_store_memory": 200 << 20}  # one actor each; two cores hold no more processes
 MAPS = ("embed", "cluster's assign", "score", "select")  # these by actors
 AFTER = 3  # objects put by a stage before something is killed
@@ -167,10 +168,10 @@ def unbroken(world):
 
 
 def test_driver(world, unbroken):
-    """Six kills, one in each; every rerun has other numbers of actors, and goes on from what is there."""
+    """One kill after the other; every rerun has other numbers of actors, and goes on from what is there."""
     kept = {}
     with world.slow():
-        for number, point in enumerate(POINTS):
+        for number, point in enumerate(DRIVER_POINTS):
             driver = world.start(
                 "driver",
                 f"resources.embed.actors=[1, {1 + number % 2}]",
@@ -243,31 +244,3 @@ def test_two_drivers(world, unbroken):
     assert [driver.wait(timeout=400) for driver in drivers] == [0, 0], world.log("two")
     assert digests(world.footers("two")) == unbroken
     assert "parts were there meanwhile" in world.log("two"), "the drivers never met"
-
-
-def test_training_is_taken_over(world, unbroken):
-    """Training is not idempotent: a second driver must leave a living one alone, and go on after a dead one."""
-    words = ["train.epochs=200", "train.samples_per_step=4", "train.checkpoint_every_s=1", "--until", "train"]
-    patient = {"RAYPIPE_TAKE_OVER_S": "12"}
-    first = world.start("two", *words, **patient)
-    root = Folder.at(world.root("two"))
-
-    def checkpoints():
-        folder = root / json.loads(root.read("runs/test.json"))["folders"]["train"]
-        return [found for found in folder.walk() if found.uri.endswith("/.metadata")] and folder
-
-    train = wait_until(checkpoints, first)
-    second = world.start("two", *words, **patient)
-    assert second.wait(timeout=120) == 5
-    assert "trains here and is alive. Let it end" in world.log("two")
-    os.kill(first.pid, signal.SIGKILL)
-    first.wait()
-    second, killed = world.start("two", *words, **patient), time.monotonic()
-    wait_until(lambda: train.has("owner-0002.json"), second)
-    assert time.monotonic() - killed < 60
-    lines = len(train.find("metrics.jsonl").splitlines())
-    wait_until(lambda: len(train.find("metrics.jsonl").splitlines()) > lines, second)
-    second.terminate()
-    assert second.wait(timeout=35) == 5
-    steps = [line["step"] for line in map(json.loads, train.find("metrics.jsonl").splitlines()) if "loss" in line]
-    assert steps == list(range(1, len(steps) + 1)), "steps are missing or doubled"

@@ -3,8 +3,6 @@
 import io
 import json
 import os
-import shutil
-import signal
 import subprocess
 import sys
 import threading
@@ -12,7 +10,6 @@ import time
 from contextlib import contextmanager
 from pathlib import Path
 
-import psutil
 import pyarrow.parquet as pq
 import pytest
 
@@ -250,39 +247,6 @@ def start(*words: object, **environment: str) -> subprocess.Popen:
     command = [sys.executable, "-m", "raypipe.cli", "run", *map(str, words)]
     pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
     return subprocess.Popen(command, cwd=PROJECT, env={**os.environ, **environment}, **pipes)
-
-
-@pytest.mark.slow
-def test_killed_training_goes_on_from_its_checkpoint(finished, rgw, bucket, tmp_path):
-    """Checkpoints are written by all workers, object by object: the last whole one is what counts."""
-    local, root = tmp_path / "root", Folder.at(f"{bucket}/root", rgw.endpoint)
-    shutil.copytree(finished[0] / "root", local, ignore=shutil.ignore_patterns("train-*", "report-*"))
-    upload(local, root)
-    words = [finished[1], "train.epochs=3", "train.samples_per_step=4", "train.checkpoint_every_s=0.01"]
-    words += ["--from", "train", "--until", "train"]
-    quickly = {"RAYPIPE_TAKE_OVER_S": "5"}
-    on_s3 = [*words, f"storage.root={root.path}", f"storage.endpoint={rgw.endpoint}"]
-    driver = start(*on_s3, **quickly)
-
-    def whole() -> list[str]:
-        return [found.uri for found in root.walk() if found.uri.endswith("/.metadata")]
-
-    wait_until(lambda: len(whole()) >= 2, driver)
-    children = [child for child in psutil.Process(driver.pid).children(recursive=True) if "Agent" not in child.name()]
-    os.kill(driver.pid, signal.SIGKILL)
-    driver.wait()
-    _, alive = psutil.wait_procs(children, timeout=30)  # Ray's two agents, left out here, follow within two minutes
-    assert not alive, "processes outlived their driver"
-    before = losses(remote_folder(root, "train").read("metrics.jsonl"))
-    seldom = "train.checkpoint_every_s=900"
-    again = raypipe("run", *on_s3, seldom, "resources.train.workers=[1, 1]", **quickly)
-    assert again.returncode == 0, again.stderr
-    unbroken = raypipe("run", *words, seldom, f"storage.root={local}", **quickly)
-    assert unbroken.returncode == 0, unbroken.stderr
-    wanted = losses((stage_folder(local, "train") / "metrics.jsonl").read_bytes())
-    got = losses(remote_folder(root, "train").read("metrics.jsonl"))
-    assert 2 <= len(before) < len(wanted) and got[: len(before) - 1] == before[: len(before) - 1]
-    assert_same(got, wanted)
 
 
 def assert_same(got: list[tuple[int, float]], wanted: list[tuple[int, float]]) -> None:

@@ -88,6 +88,21 @@ def test_second_ctrl_c_ends_at_once(config, tmp_path):
     assert "A rerun goes on" in said and "Traceback" not in said, said
 
 
+def test_a_killed_driver_leaves_no_process_behind(config):
+    """Nobody is left to end Ray: what stays would hold memory and GPUs of the next run."""
+    driver = start(config, "--until", "ingest")
+    wait_until(lambda: [child for child in _children(driver) if child.name() == "raylet"], driver)
+    children = [child for child in _children(driver) if "Agent" not in child.name()]
+    driver.kill()
+    driver.communicate()
+    _, alive = psutil.wait_procs(children, timeout=30)  # Ray's two agents, left out here, follow within two minutes
+    assert not alive, "processes outlived their driver"
+
+
+def _children(driver):
+    return psutil.Process(driver.pid).children(recursive=True)
+
+
 def test_impatience_leaves_no_worker_behind(monkeypatch, tmp_path):
     """The second Ctrl-C may come while Ray ends; a worker of Ray that locks itself up as it exits must end all the same."""
     blocked = shutil.copy(shutil.which("sleep"), tmp_path / "ray::blocked")

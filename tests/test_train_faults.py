@@ -67,6 +67,10 @@ class World:
         root = self.root(name)
         return root / json.loads(root.read("runs/test.json"))["folders"]["train"]
 
+    def is_owned(self, name):
+        root = self.root(name)
+        return root.has("runs/test.json") and self.folder(name).has("owner-0001.json")
+
     def lines(self, name):
         return (self.folder(name).find("metrics.jsonl") or b"").decode().splitlines()
 
@@ -189,15 +193,19 @@ def test_a_node_is_about_to_be_taken_away(world, unbroken):
 
 
 def test_the_driver_is_killed(world, unbroken):
-    """A head node dies: another driver, with another number of workers, goes on after the first one's silence.
+    """A head node dies: another driver, with another number of workers, goes on after the first one's silence, and not before.
 
-    The last test: for minutes Ray Train keeps the killed driver's nodes from other elastic groups.
+    Training is not idempotent: a job that was thought dead and is started again must leave the living one alone. The last test: for
+    minutes Ray Train keeps the killed driver's nodes from other elastic groups.
     """
     world.prepared("driver")
     world.nodes.append(world.cluster.add_node(**NODE))
     world.cluster.wait_for_nodes()
     first = world.start("driver", "resources.train.workers=[2, 2]")
+    wait_until(lambda: world.is_owned("driver"), first)
+    second = world.start("driver")
     _, kept = world.mid_epoch("driver", first)
+    assert second.wait(timeout=120) == 5 and "trains here and is alive. Let it end" in world.log("driver")
     os.kill(first.pid, signal.SIGKILL)
     first.wait()
     lines = check(world, "driver", world.start("driver"), unbroken, kept)
