@@ -17,7 +17,7 @@ ENV HOME=/home/ray \
     PIP_NO_CACHE_DIR=1 \
     PYTHONUNBUFFERED=1 \
     RAY_USAGE_STATS_ENABLED=0
-# bubblewrap: the sandbox of evaluate; libnuma1: vLLM; openssh-client, rsync: Ray's launcher; wget: KubeRay's probes where no rayVersion is set.
+# bubblewrap: evaluate's sandbox; libnuma1: vLLM; openssh-client, rsync: Ray's launcher; wget: KubeRay's probes where rayVersion is not set.
 # Debian keeps only the newest build of a package: a version that is pinned here would be gone after its next security fix.
 # hadolint ignore=DL3008
 RUN apt-get update \

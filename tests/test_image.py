@@ -180,7 +180,7 @@ def test_the_locks_agree():
 
 @pytest.mark.slow
 def test_the_pip_steps_in_a_clean_environment(tmp_path):
-    """The text of the CPU target's own steps; what is missing in the image is missing here. Only PyTorch's index is left out, and pip's cache is used."""
+    """The text of the CPU target's own steps, so what is missing in the image is missing here. Only PyTorch's index is left out."""
     at, model = tmp_path / "opt", tmp_path / "model"
     config = write_config(tmp_path / "small.yaml", model=model, embedder=model)
     write_lake(tmp_path / "lake", num_samples=20, files=2)

@@ -1,4 +1,4 @@
-"""cluster.yaml as Ray's launcher and EC2 would take it, by Ray's own code and EC2's own model of a request; nothing is asked of a network."""
+"""cluster.yaml as Ray's launcher and EC2 would take it, by Ray's own code and EC2's own model of a request, without a network."""
 
 import copy
 import importlib
