@@ -22,6 +22,9 @@ def ray_session() -> Iterator[None]:
     """The cluster that this process is connected to or RAY_ADDRESS names, else Ray on this machine while the work takes."""
     os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")  # else a thread that is left behind starts Ray anew
     os.environ.setdefault("RAY_task_oom_retries", "10")  # of a task that is ended as memory is short; else for ever
+    # Ray Data asks for no nodes: all actors are asked for as they are, and what it would ask names no accelerator and gets any
+    for resource in ("CPU", "GPU", "MEMORY", "OBJECT_STORE_MEMORY"):
+        os.environ.setdefault(f"RAY_DATA_DEFAULT_CLUSTER_SCALING_UP_{resource}_UTIL_THRESHOLD", "inf")
     import ray
 
     if ray.is_initialized():

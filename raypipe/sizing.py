@@ -96,13 +96,15 @@ def kind_of(accelerator: str) -> str:
 
 
 def room(nodes: Nodes, pool: Shape) -> int:
-    """Actors that fit, none across two nodes or GPUs, with a tenth of a CPU left to read with."""
+    """Actors that fit nodes with their accelerator, none across two nodes or GPUs, with a tenth of a CPU left there to read with."""
     fitting, spare = 0, 0
     for resources, count in nodes:
+        if pool.gpus and pool.accelerator and kind_of(pool.accelerator) not in resources:
+            continue
         tenths = round(resources.get("CPU", 0) * 10)
         here = tenths // round(ACTOR_CPUS * 10)
         if pool.gpus:
-            gpus = int(resources.get("GPU", 0)) if not pool.accelerator or kind_of(pool.accelerator) in resources else 0
+            gpus = int(resources.get("GPU", 0))
             here = min(here, gpus * int(1 / pool.gpus) if pool.gpus <= 1 else int(gpus / pool.gpus))
         fitting, spare = fitting + count * here, spare + count * (tenths - here * round(ACTOR_CPUS * 10))
     return fitting if spare or not fitting else fitting - 1

@@ -3,7 +3,8 @@
 `by_ray_data` for a model's work: read tasks, an actor pool that scales between two sizes, write tasks, all overlapping. A part
 travels as one row, an Envelope, because Ray Data cuts, joins and drops blocks by their rows. Actors hold their CPUs to the end,
 so an actor reserves 0.9 CPU and each read and write task 0.1: there is always a CPU to read with, and no step equals another
-(equal ones would be fused, and the model would wait for every read).
+(equal ones would be fused, and the model would wait for every read). Where actors name an accelerator, all three stay on its nodes: a
+part seldom leaves its machine, and no read keeps the nodes of another stage from going.
 
 `by_actors` where a part takes milliseconds, less than its way through three processes: actors that read, compute and put by
 themselves, reading ahead and putting behind in threads.
@@ -59,8 +60,11 @@ class Work:
 
     def options(self) -> dict[str, Any]:
         """Of an actor. It may die as often as it must: the gate bounds how often a part is begun."""
-        kind = {"num_gpus": self.pool.gpus, "accelerator_type": self.pool.accelerator} if self.pool.gpus else {}
-        return {"num_cpus": ACTOR_CPUS, "max_restarts": -1, **kind}
+        return {"num_cpus": ACTOR_CPUS, "max_restarts": -1, "num_gpus": self.pool.gpus, **self.kind()}
+
+    def kind(self) -> dict[str, Any]:
+        """Of the nodes that all of it happens on."""
+        return {"accelerator_type": self.pool.accelerator} if self.pool.gpus and self.pool.accelerator else {}
 
     def call(self, gate: Any, entered: Mapping[str, int] | None = None) -> envelope.Call:
         """In an actor; `entered` are parts that are through the gate already, and how often.
@@ -105,6 +109,7 @@ def _dataset(work: Work, todo: Sequence[str], actors: Mapping[str, Any]) -> Gene
         "num_cpus": IO_CPUS,
         "concurrency": min(2 * work.actors[1], len(todo)),  # each is a process that imports much
         "max_retries": IO_RETRIES,
+        **work.kind(),
     }
     batches = (
         ray.data.from_items([{"part": part} for part in todo], override_num_blocks=len(todo))

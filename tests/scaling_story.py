@@ -55,11 +55,7 @@ class Story:
     """What there was, twice a second; and what happened."""
 
     def __init__(self):
-        self.started, self.told, self.over = (
-            time.monotonic(),
-            {"nodes": [], "actors": [], "events": []},
-            threading.Event(),
-        )
+        self.over, self.told = threading.Event(), {"started": time.time(), "nodes": [], "actors": [], "events": []}
 
     def now(self):
         return round(time.time() - self.told["started"], 2)
