@@ -32,7 +32,9 @@ def tell(out: Path) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="rg", dir="/tmp") as short, growing(Path(short), KINDS) as grows:
         environment = {**os.environ, **grows.environment}
         driver = subprocess.Popen([sys.executable, "-m", "tests.scaling_story", str(out)], cwd=PROJECT, env=environment)
-        while len(list(out.glob("score-*/part-*"))) < KILL_AT and driver.poll() is None:
+        while len(list(out.glob("score-*/part-*"))) < KILL_AT:
+            if driver.poll() is not None:
+                raise SystemExit(f"the driver ended before it scored: exit code {driver.returncode}")
             time.sleep(0.2)
         grows.raylets("H100")[0].kill()
         killed = time.time()

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import logging
 import sys
 import time
 from collections.abc import Sequence
 
-from raypipe import garbage, pipeline, progress, screen, stopping
+from raypipe import garbage, logs, pipeline, progress, screen, stopping
 from raypipe.config import Config
 from raypipe.config_file import load_config, load_configs
 from raypipe.doctor import checks
@@ -22,12 +21,11 @@ from raypipe.store import Folder
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb; returns its exit code."""
     options = _parse(argv)
-    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
-    logging.getLogger("raypipe").setLevel(logging.INFO)
     try:
+        logs.configure()
         return options.verb(options) or 0
     except RaypipeError as error:
-        print(f"raypipe: {error}", file=sys.stderr)
+        logs.say(error)
         return error.exit_code
     except KeyboardInterrupt:
         print("raypipe: stopped. A rerun goes on from the parts that are committed", file=sys.stderr)

@@ -25,6 +25,11 @@ def at_work(run: str, stage: str) -> Iterator[None]:
         _at_work.reset(token)
 
 
+def current() -> Mapping[str, str]:
+    """Run and stage, while there is one at work."""
+    return _at_work.get() or {}
+
+
 def show_parts(done: int, total: int) -> None:
     _set("raypipe_parts_done", done)
     _set("raypipe_parts_total", total)
@@ -36,7 +41,7 @@ def show_rows(counts: Mapping[str, int]) -> None:
 
 
 def _set(name: str, value: float, **more: str) -> None:
-    if tags := _at_work.get():
+    if tags := current():
         _gauge(name, (*tags, *more)).set(value, tags={**tags, **more})
 
 

@@ -24,7 +24,7 @@ def ray_session() -> Iterator[None]:
     os.environ.setdefault("RAY_task_oom_retries", "10")  # of a task that is ended as memory is short; else for ever
     # Ray Data asks for no nodes: all actors are asked for as they are, and what it would ask names no accelerator and gets any
     for resource in ("CPU", "GPU", "MEMORY", "OBJECT_STORE_MEMORY"):
-        os.environ.setdefault(f"RAY_DATA_DEFAULT_CLUSTER_SCALING_UP_{resource}_UTIL_THRESHOLD", "inf")
+        os.environ.setdefault(f"RAY_DATA_DEFAULT_CLUSTER_SCALING_UP_{resource}_UTIL_THRESHOLD", "2")  # 1 is all of it
     import ray
 
     if ray.is_initialized():

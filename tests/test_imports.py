@@ -27,6 +27,7 @@ MAY_IMPORT = {  # of raypipe, beside itself; a module that is not here may impor
     "gate": set(),
     "container": set(),
     "gauges": set(),
+    "logs": {"errors", "gauges"},
     "cost": {"config", "errors", "ops", "part", "store"},
     "nodes": {"errors"},
     "sizing": {"config", "container", "errors", "nodes"},
