@@ -80,14 +80,13 @@ class Rgw:
         policy = _policy([f"s3:{action}" for action in actions], Resource=resources, Principal=_principal(user))
         self.owner.client().put_bucket_policy(Bucket=bucket, Policy=policy)
 
-    def session_token(self, seconds: int) -> User:
-        """Keys that do everything on S3 for so long; then 403 InvalidAccessKeyId, where AWS says 400 ExpiredToken."""
+    def session_token(self, seconds: int, policy: str = "") -> User:
+        """Keys that do for so long what the policy says, or everything; then 403 InvalidAccessKeyId, where AWS says 400 ExpiredToken."""
         iam, name = self.owner.client("iam"), f"role-{uuid.uuid4().hex[:8]}"
         trust = _policy(["sts:AssumeRole"], Principal=_principal(self.owner))
         role = iam.create_role(RoleName=name, AssumeRolePolicyDocument=trust)["Role"]["Arn"]
-        iam.put_role_policy(
-            RoleName=name, PolicyName="all", PolicyDocument=_policy(["s3:*"], Resource="arn:aws:s3:::*")
-        )
+        policy = policy or _policy(["s3:*"], Resource="arn:aws:s3:::*")
+        iam.put_role_policy(RoleName=name, PolicyName="some", PolicyDocument=policy)
         sts = self.owner.client("sts", parameter_validation=False)  # boto3 would refuse less than 900 s
         keys = sts.assume_role(RoleArn=role, RoleSessionName="test", DurationSeconds=seconds)["Credentials"]
         return User(name, keys["AccessKeyId"], keys["SecretAccessKey"], self.endpoint, keys["SessionToken"])

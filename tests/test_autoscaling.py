@@ -48,10 +48,11 @@ def story(tmp_path_factory):
     return json.loads((out / "story.json").read_text()), before, out
 
 
-def between(told, of, first, last):
-    """What was counted from one event to another."""
-    when = {what: at for at, what in told["events"]}
-    return [found for at, found in told[of] if when[first] <= at <= when[last]]
+def samples(told, since):
+    """(nodes, actors) of each moment from an event on."""
+    start = {what: at for at, what in told["events"]}[since]
+    both = zip(told["nodes"], told["actors"], strict=True)
+    return [(nodes, actors) for (at, nodes), (_, actors) in both if at >= start]
 
 
 def test_nodes_grow_from_zero_and_shrink_to_zero(story):
@@ -65,18 +66,20 @@ def test_nodes_grow_from_zero_and_shrink_to_zero(story):
 def test_stages_do_not_hold_each_others_nodes(story):
     """Embedders' GPUs are not paid for while another kind scores, nor the scorers' while embedders work."""
     told, _, _ = story
-    assert not any("H100" in found for found in between(told, "nodes", "embedding begins", "scoring begins"))
-    assert "L4" not in between(told, "nodes", "scoring begins", "scoring ends")[-1]
-    assert not any("cpu" in found for found in between(told, "nodes", "embedding begins", "scoring ends"))
+    scoring = samples(told, "scoring begins")
+    embedding = samples(told, "embedding begins")[: -len(scoring)]
+    assert not any("H100" in nodes or "cpu" in nodes for nodes, _ in embedding)
+    at_work = [nodes for nodes, actors in scoring if "models" in actors]
+    assert "L4" not in at_work[-1] and not any("cpu" in nodes for nodes in at_work)
 
 
 def test_the_gang_starts_when_scoring_lets_go(story):
     """A gang that took the scorers' nodes one by one would hold half of what it needs, and so would they."""
     told, _, _ = story
-    assert not any(
-        "trainers" in found for found in between(told, "actors", "training asks for its gang", "scoring ends")[:-2]
-    )
-    assert max(found.get("trainers", 0) for found in between(told, "actors", "scoring ends", "training ends")) == 2
+    waiting = samples(told, "training asks for its gang")
+    assert "models" in waiting[0][1] or "models" in waiting[5][1], "scoring was over before training asked"
+    assert not any("models" in actors and "trainers" in actors for _, actors in waiting)
+    assert max(actors.get("trainers", 0) for _, actors in waiting) == 2
 
 
 def test_a_reclaimed_node_costs_only_its_parts_in_flight(story):

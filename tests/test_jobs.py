@@ -15,7 +15,7 @@ import psutil
 import pytest
 
 from tests.k8s.monitoring import RARE, metric_names
-from tests.lakes import PROJECT, digests, stage_folder
+from tests.lakes import PROJECT, digests, stage_folder, wait_until
 
 
 def free_ports(count):
@@ -32,6 +32,7 @@ def free_ports(count):
 def cluster(monkeypatch):
     """A head of its own, ended with its own processes only; the addresses of its job server and metrics, and a client of the former."""
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")  # `ray start` asks for a token otherwise, and this head is local
+    monkeypatch.setenv("RAY_JOB_STOP_WAIT_TIME_S", "45")  # as k8s/ has it; after 3 s of its own nothing would be saved
     monkeypatch.setenv("RAY_idle_worker_killing_time_threshold_ms", "10000")  # as Ray on one machine has it here
     ray, (port, dashboard, agent, metrics) = os.path.join(os.path.dirname(sys.executable), "ray"), free_ports(4)
     short = f"/tmp/rj{os.getpid()}"  # a socket path has at most 107 bytes
@@ -102,6 +103,7 @@ def test_train_before_prepare_then_prepare_then_train(cluster, finished, tmp_pat
     config = [finished[1], f"storage.root={root}"]
     status, log = submit(address, client, "train", *config)
     assert status == "FAILED" and "manifest" in log and "python jobs/prepare.py CONFIG" in log, log
+    assert client.get_job_info("train-0").driver_exit_code == 2
     with exported(metrics) as names:
         status, log = submit(address, client, "prepare", *config)
     assert status == "SUCCEEDED", log
@@ -116,3 +118,20 @@ def test_train_before_prepare_then_prepare_then_train(cluster, finished, tmp_pat
     assert len(digests(root)) == 11
     status, log = submit(address, client, "pipeline", *config)
     assert status == "SUCCEEDED" and " starts " not in log, log
+
+
+@pytest.mark.slow
+def test_a_job_that_is_stopped_saves_what_it_has(cluster, finished, tmp_path):
+    """`ray job stop`, or a RayJob that is deleted: the driver gets SIGTERM, and 45 s where the manifests say so."""
+    (_, client, _), root = cluster, tmp_path / "root"
+    shutil.copytree(finished[0] / "root", root, ignore=shutil.ignore_patterns("train-*", "report-*"))
+    words = [finished[1], f"storage.root={root}", "train.epochs=40", "train.samples_per_step=4", "--until", "train"]
+    job = client.submit_job(
+        entrypoint=" ".join(map(str, [sys.executable, "pipeline.py", *words])), runtime_env={"working_dir": "jobs"}
+    )
+    wait_until(lambda: list(root.glob("train-*/held_out.json")))
+    client.stop_job(job)
+    wait_until(lambda: str(client.get_job_status(job)) not in ("PENDING", "RUNNING"), timeout_s=60)
+    log = client.get_job_logs(job)
+    assert str(client.get_job_status(job)) == "STOPPED" and "stopped as asked" in log and "Traceback" not in log, log
+    assert list(root.glob("train-*/checkpoints/*/.metadata")), "training was not saved"
