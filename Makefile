@@ -7,7 +7,7 @@ SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test check reliability lock clean
+.PHONY: demo test check soak reliability lock clean
 .DEFAULT_GOAL := demo
 
 demo: .venv/installed models/.made data/.made  ## the whole chain on synthetic data, then where report and model are
@@ -15,12 +15,15 @@ demo: .venv/installed models/.made data/.made  ## the whole chain on synthetic d
 
 test: .venv/installed .venv/browser .venv/sandbox .venv/ceph/.made .venv/evalplus/.made .venv/kustomize .venv/vllm-$(OLDEST_VLLM)/.made  ## all tests, the quick ones first; vLLM's once more by the oldest
 	$(BIN)/python -m pytest
-	PYTHONPATH=.venv/vllm-$(OLDEST_VLLM) $(BIN)/python -m pytest tests/models/test_scorer.py -k vllm
+	PYTHONPATH=.venv/vllm-$(OLDEST_VLLM) $(BIN)/python -m pytest tests/models/test_scorer.py -k "vllm and plain"
 
 check: .venv/installed  ## formatting, lint, types
 	$(BIN)/ruff format --check raypipe jobs tests benchmarks
 	$(BIN)/ruff check raypipe jobs tests benchmarks
 	$(BIN)/mypy
+
+soak: reliability  ## and the driver killed at every point of a run, not at three
+	RAYPIPE_SOAK=1 $(BIN)/python -m pytest tests/test_kill_matrix.py -k driver
 
 reliability: .venv/installed .venv/ceph/.made  ## every fault of tests/faults.py; writes docs/reliability.md
 	$(BIN)/python benchmarks/reliability.py

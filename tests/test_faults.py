@@ -1,6 +1,6 @@
 """Faults of networks, disks and objects: exact counts at the end, or a clear stop and a rerun that ends exactly.
 
-All of them, with their rates and times, are benchmarks/reliability.py; here are those that stand for the others.
+All of them, with their rates and times, are benchmarks/reliability.py (`make soak`); here are two that stand for the others.
 """
 
 import random
@@ -94,18 +94,6 @@ def kept_its_promise(world, name):
 def test_all_network_faults_at_once(world):
     """Of a few thousand requests some always fail: none may cost a row, a count, or the run."""
     assert sum(kept_its_promise(world, "mixed").fired.values()) > 50
-
-
-@pytest.mark.slow
-def test_storage_gone_and_back(world):
-    """A store that is down for longer than patience must cost a wait and a rerun, not what was computed."""
-    kept_its_promise(world, "gone")
-
-
-@pytest.mark.slow
-def test_disk_full(world):
-    """Half a part on a full disk would be read as a part; and nobody guesses from a traceback that space is wanted."""
-    kept_its_promise(world, "disk_full")
 
 
 @pytest.mark.slow

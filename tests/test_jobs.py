@@ -1,5 +1,6 @@
 """The job scripts under `ray job submit` on a local cluster; RAY_ADDRESS is set by Ray there."""
 
+import json
 import os
 import re
 import shutil
@@ -122,7 +123,8 @@ def test_train_before_prepare_then_prepare_then_train(cluster, finished, tmp_pat
 
 @pytest.mark.slow
 def test_a_job_that_is_stopped_saves_what_it_has(cluster, finished, tmp_path):
-    """`ray job stop`, or a RayJob that is deleted: the driver gets SIGTERM, and 45 s where the manifests say so."""
+    """`ray job stop`, or a RayJob that is deleted: the driver gets SIGTERM, and 45 s where the manifests say so. Otherwise it costs up to
+    a checkpoint interval of every GPU."""
     (_, client, _), root = cluster, tmp_path / "root"
     shutil.copytree(finished[0] / "root", root, ignore=shutil.ignore_patterns("train-*", "report-*"))
     words = [finished[1], f"storage.root={root}", "train.epochs=40", "train.samples_per_step=4", "--until", "train"]
@@ -134,4 +136,8 @@ def test_a_job_that_is_stopped_saves_what_it_has(cluster, finished, tmp_path):
     wait_until(lambda: str(client.get_job_status(job)) not in ("PENDING", "RUNNING"), timeout_s=60)
     log = client.get_job_logs(job)
     assert str(client.get_job_status(job)) == "STOPPED" and "stopped as asked" in log and "Traceback" not in log, log
-    assert list(root.glob("train-*/checkpoints/*/.metadata")), "training was not saved"
+    (checkpoint,) = root.glob("train-*/checkpoints/*/.metadata")
+    folder = checkpoint.parents[2]
+    steps = [json.loads(line)["step"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert checkpoint.parent.name == f"step-{steps[-1]:08d}", "the stop came before the last step was saved"
+    assert json.loads((folder / "owner-0001.json").read_text())["ended"]

@@ -1,6 +1,5 @@
 """Ctrl-C and SIGTERM: what is done is kept, the run ends in 30 s with exit code 5, and no process stays behind."""
 
-import json
 import os
 import shutil
 import signal
@@ -116,23 +115,3 @@ def test_impatience_leaves_no_worker_behind(monkeypatch, tmp_path):
     with pytest.raises(KeyboardInterrupt), ray_session():
         worker = subprocess.Popen([blocked, "60"])
     assert worker.wait(timeout=5) == -signal.SIGKILL
-
-
-def test_training_is_checkpointed_when_it_is_stopped(finished, tmp_path):
-    """Otherwise a preempted node costs up to a checkpoint interval of every GPU."""
-    root = tmp_path / "root"
-    shutil.copytree(finished[0] / "root", root)
-    words = [finished[1], f"storage.root={root}", "train.epochs=40", "train.samples_per_step=4", "--until", "train"]
-    driver = start(*words)
-    folder = wait_until(lambda: (root / "runs").exists() and _with_metrics(root), driver)
-    said = stopped(driver, driver.terminate, 30)
-    assert "stopped as asked" in said and "Traceback" not in said, said
-    (checkpoint,) = folder.glob("checkpoints/*/.metadata")
-    steps = [json.loads(line)["step"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    assert checkpoint.parent.name == f"step-{steps[-1]:08d}", "the stop came before the last step was saved"
-    assert json.loads((folder / "owner-0001.json").read_text())["ended"]
-
-
-def _with_metrics(root):
-    folder = stage_folder(root, "train")
-    return folder if (folder / "held_out.json").exists() and not (folder / "model").exists() else None

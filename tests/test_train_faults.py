@@ -136,24 +136,17 @@ def check(world, name, driver, unbroken, kept):
     return lines
 
 
-def test_a_worker_is_killed(world, unbroken):
-    """Out of memory, or a crash in a library: the group starts anew and goes on from its checkpoint."""
-    world.prepared("worker")
-    driver = world.start("worker", "resources.train.workers=[1, 2]")
-    _, kept = world.mid_epoch("worker", driver)
-    ray_workers("RayTrainWorker")[0].kill()
-    lines = check(world, "worker", driver, unbroken, kept)
-    assert 2 in workers_by_step(lines)
-
-
-def test_a_node_is_lost(world, unbroken):
-    """Spot machines are reclaimed all day: training goes on with fewer workers.
+def test_a_worker_is_killed_and_a_node_is_lost(world, unbroken):
+    """Out of memory, or a crash in a library: the group starts anew and goes on from its checkpoint. And spot machines are reclaimed all
+    day: training goes on with fewer workers.
 
     Nodes are lost here, none comes back for the next test: Ray Train's elastic groups see a new one after up to 20 s.
     """
     world.prepared("node")
     driver = world.start("node", "resources.train.workers=[1, 3]")
-    _, kept = world.mid_epoch("node", driver)
+    saved, _ = world.mid_epoch("node", driver)
+    ray_workers("RayTrainWorker")[0].kill()
+    _, kept = world.mid_epoch("node", driver, after=saved)
     world.lose(world.nodes[0])
     found = workers_by_step(check(world, "node", driver, unbroken, kept))
     assert found[0] == 3 and found[-1] == 2
