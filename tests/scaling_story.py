@@ -27,7 +27,7 @@ from raypipe.sizing import KIND, fit
 from raypipe.stages.train import scaling
 from raypipe.store import Folder
 
-PARTS, EMBED_S, SCORE_S, TRAIN_S = 24, 0.5, 1.0, 8.0
+PARTS, EMBED_S, SCORE_S, TRAIN_S = 40, 0.3, 1.0, 8.0
 KINDS = {
     "cpu": {"resources": {"CPU": 2}, "max_workers": 1},
     "L4": {"resources": {"CPU": 2, "GPU": 1, f"{KIND}L4": 1}, "max_workers": 2},
@@ -92,11 +92,13 @@ def _train():
     time.sleep(TRAIN_S)
 
 
-def gang(story):
-    """As the stage train begins one: its fit against what the cluster may become, and its scaling."""
+def gang(story, scored):
+    """As the stage train begins one: its fit against what the cluster may become, and its scaling. Another run's, while this one scores."""
     from ray.train import RunConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
+    while not scored.list():
+        time.sleep(0.2)
     most = fit(*TRAIN.workers, TRAIN, "training workers")
     story.tell("training asks for its gang")
     with tempfile.TemporaryDirectory() as state:
@@ -115,8 +117,9 @@ def main(out):
         story.tell("embedding begins")
         map_parts(lambda: Model(EMBED_S), [samples], Folder(str(out / "embed-0123456789ab")), pool=EMBED)
         story.tell("scoring begins")
-        trained = stopping.in_background(lambda: (time.sleep(5), gang(story)))
-        map_parts(lambda: Model(SCORE_S), [samples], Folder(str(out / "score-0123456789ab")), pool=SCORE)
+        scored = Folder(str(out / "score-0123456789ab"))
+        trained = stopping.in_background(lambda: gang(story, scored))
+        map_parts(lambda: Model(SCORE_S), [samples], scored, pool=SCORE)
         story.tell("scoring ends")
         trained.result()
         rows = fold_parts(lambda tables: len(tables[0]), [samples], pool=Pool())
