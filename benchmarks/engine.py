@@ -35,9 +35,9 @@ import ray
 
 from benchmarks.processes import Cpu
 from benchmarks.record import circumstances, record
-from raypipe.config import Pool
 from raypipe.part import Table, commit_part
 from raypipe.parts import map_parts
+from raypipe.resources import Pool
 from raypipe.session import ray_session
 from raypipe.sizing import ACTOR_CPUS
 from raypipe.store import Folder

@@ -6,13 +6,15 @@ but the keys a section names in `NOT_CONTENT`; `resources` are in no recipe at a
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, Literal
 
 import pydantic
 from pydantic import Field, field_validator, model_validator
 
+from raypipe.resources import Resources
+from raypipe.section import Positive, Section
+
 Fraction01 = Annotated[float, Field(ge=0, lt=1)]
-Positive = Annotated[int, Field(ge=1)]
 TEMPLATES = {
     "paper": "Question:\n{instruction}\n\nAnswer:\n",  # what the paper's code scores with; below what it trains each model with
     "deepseek": "### Instruction:\n{instruction}\n### Response:\n",
@@ -46,15 +48,6 @@ Template = Annotated[str, pydantic.AfterValidator(_template)]
 Values = Annotated[tuple[str, ...], Field(min_length=1), pydantic.BeforeValidator(_as_list)]
 
 
-class Section(pydantic.BaseModel):
-    model_config = pydantic.ConfigDict(frozen=True, extra="forbid", strict=True)
-    NOT_CONTENT: ClassVar[frozenset[str]] = frozenset()
-
-    def content(self) -> dict[str, Any]:
-        """The keys that decide what is in a row."""
-        return self.model_dump(mode="json", exclude=set(self.NOT_CONTENT))
-
-
 class Columns(Section):
     """Which fields of a JSON object make the sample; several are joined by a newline, empty ones left out."""
 
@@ -65,7 +58,9 @@ class Columns(Section):
 class Ingest(Section):
     NOT_CONTENT = frozenset({"paths", "partitions", "max_rejected_fraction"})
     paths: Annotated[tuple[str, ...], Field(min_length=1)]
-    partitions: dict[str, Values] = {}  # of hive-style names (language=python/) these values only
+    partitions: dict[str, Values] = Field(
+        default_factory=dict
+    )  # of hive-style names (language=python/) these values only
     columns: Columns = Columns()
     carry: tuple[
         str, ...
@@ -230,7 +225,7 @@ class Evaluate(Section):
     # of tasks their files' digests are in the recipe instead
     NOT_CONTENT = frozenset({"tasks", "execute", "execute_without_sandbox"})
     # name: a JSONL file laid out as HumanEval's or evalplus's
-    tasks: dict[Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_]*$")], str] = {}
+    tasks: dict[Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_]*$")], str] = Field(default_factory=dict)
     num_completions: Positive = 1  # of each problem; 1: greedy
     temperature: Annotated[float, Field(gt=0)] = 0.8  # where there are more
     max_new_tokens: Positive = 1024
@@ -250,64 +245,6 @@ class Storage(Section):
     endpoint: Annotated[str, Field(pattern=r"^https?://[^@\s]+$")] | None = (
         None  # of S3, other than AWS; for every s3:// path here
     )
-
-
-def _ordered(limits: tuple[int, int] | None) -> tuple[int, int] | None:
-    if limits and limits[0] > limits[1]:
-        raise ValueError(f"[min, max] expected, got [{limits[0]}, {limits[1]}]")
-    return limits
-
-
-class Pool(Section):
-    gpus: Annotated[float, Field(ge=0)] = 0.0  # per actor
-    accelerator: str | None = None  # Ray accelerator_type; where it is not given, resources.accelerator
-    actors: tuple[Positive, Positive] | None = None  # [min, max]; null: as many as fit
-    _ordered = field_validator("actors")(_ordered)
-
-
-class ScorePool(Pool):
-    max_batch_tokens: Annotated[int, Field(ge=16)] = 8192  # per forward pass; on a CPU transformers takes 1,024 at most
-
-    @field_validator("gpus")
-    @classmethod
-    def _whole(cls, gpus: float) -> float:
-        if gpus > 1 and gpus != int(gpus):
-            raise ValueError(f"a part of one GPU, or a whole number of them that share a model, expected, got {gpus:g}")
-        return gpus
-
-
-class TrainWorkers(Section):
-    gpus: Annotated[float, Field(ge=0)] = 0.0  # per worker
-    accelerator: str | None = None  # as of the other pools
-    placement: Literal["pack", "spread"] = "pack"  # on few nodes, which talk less, or on many, of which one may be lost
-    # [min, max]: trains on with fewer where nodes are lost, and with more where they come
-    workers: tuple[Positive, Positive] = (1, 1)
-    _ordered = field_validator("workers")(_ordered)
-    # per forward pass; at least one sample; on a CPU 4,096 at most
-    micro_batch_tokens: Annotated[int, Field(ge=16)] = 16384
-    activation_checkpointing: bool = True  # activations are made again in backward: less memory, a third more work
-    compile: bool = False  # torch.compile, layer by layer
-
-
-class Resources(Section):
-    """How fast, never what: no part of any identity."""
-
-    accelerator: str | None = None  # Ray accelerator_type of every pool that has GPUs and names no other
-    max_gpu_hours: Annotated[float, Field(gt=0)] | None = None  # of scoring; a run that would take more is not started
-    embed: Pool = Pool()
-    cluster: Pool = Pool()
-    score: ScorePool = ScorePool()
-    train: TrainWorkers = TrainWorkers()
-    evaluate: ScorePool = ScorePool()  # generates; what is generated is run on CPUs
-
-    @model_validator(mode="after")
-    def _spread(self) -> Resources:
-        """The accelerator of all is that of each."""
-        for name in ("embed", "cluster", "score", "train", "evaluate"):
-            pool = getattr(self, name)
-            if "accelerator" not in pool.model_fields_set:
-                object.__setattr__(self, name, pool.model_copy(update={"accelerator": self.accelerator}))
-        return self
 
 
 class Config(Section):

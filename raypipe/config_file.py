@@ -18,8 +18,9 @@ from typing import Any, TypeVar
 import pydantic
 import yaml
 
-from raypipe.config import Config, Section
+from raypipe.config import Config
 from raypipe.errors import ConfigError
+from raypipe.section import Section
 from raypipe.store import location
 
 S = TypeVar("S", bound=Section)

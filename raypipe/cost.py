@@ -9,10 +9,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from raypipe.config import Pool
 from raypipe.errors import ConfigError
 from raypipe.ops.estimate import Interval, ratio_total
 from raypipe.part import read_footers
+from raypipe.resources import Pool
 from raypipe.store import Folder
 
 MEASURED = "measured.json"  # beside score's parts

@@ -15,9 +15,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from raypipe.config import SIZES, Budget, Config, Section
+from raypipe.config import SIZES, Budget, Config
 from raypipe.config_file import load_config, read_yaml, validated
 from raypipe.errors import ConfigError
+from raypipe.section import Section
 
 ALL = {
     "select.keep_fraction": 1.0,

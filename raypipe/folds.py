@@ -17,10 +17,10 @@ import ray
 from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from raypipe.config import Pool
 from raypipe.items import RETRIES, result_of
 from raypipe.part import Table
 from raypipe.read_ahead import read_ahead
+from raypipe.resources import Pool
 from raypipe.sizing import ACTOR_CPUS, fit_actors, host_bytes, kind_of
 
 GROUPS, GROUP_PARTS = 64, 512  # groups at least, where there are as many parts; parts of a group at most

@@ -14,10 +14,10 @@ from ray.exceptions import OutOfMemoryError, RayActorError, RayTaskError, Worker
 from tqdm import tqdm
 
 from raypipe import stopping
-from raypipe.config import Pool
 from raypipe.envelope import ATTEMPTS
 from raypipe.errors import DataError, RaypipeError, Stopped
 from raypipe.gauges import show_parts
+from raypipe.resources import Pool
 from raypipe.sizing import ACTOR_CPUS, fit_actors
 
 log = logging.getLogger("raypipe")

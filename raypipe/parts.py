@@ -22,13 +22,13 @@ import ray
 from ray.exceptions import OutOfMemoryError, RayActorError, WorkerCrashedError
 
 from raypipe import stopping
-from raypipe.config import Pool
 from raypipe.envelope import Envelope, PartFunction
 from raypipe.errors import DataError
 from raypipe.gate import gate
 from raypipe.gauges import show_rows
 from raypipe.items import POLL_S, track
 from raypipe.part import Footer, Table
+from raypipe.resources import Pool
 from raypipe.sizing import fit_actors
 from raypipe.store import Folder
 from raypipe.streams import IO_RETRIES, Work, by_actors, by_ray_data

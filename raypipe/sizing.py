@@ -7,10 +7,10 @@ import sys
 
 import psutil
 
-from raypipe.config import Pool, TrainWorkers
 from raypipe.container import STORE_SHARE, cpus, memory_bytes
 from raypipe.errors import ConfigError
 from raypipe.nodes import Nodes, alive, at_most
+from raypipe.resources import Pool, TrainWorkers
 
 log = logging.getLogger("raypipe")
 ACTOR_CPUS, IO_CPUS = 0.9, 0.1

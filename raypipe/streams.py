@@ -26,12 +26,12 @@ import ray.data
 from ray.util.annotations import RayDeprecationWarning
 
 from raypipe import envelope
-from raypipe.config import Pool
 from raypipe.envelope import ATTEMPTS, Envelope, PartFunction
 from raypipe.errors import DataError
 from raypipe.gate import gate
 from raypipe.part import Table
 from raypipe.read_ahead import read_ahead
+from raypipe.resources import Pool
 from raypipe.sizing import ACTOR_CPUS, IO_CPUS
 from raypipe.store import Folder
 

@@ -18,10 +18,10 @@ import pyarrow as pa
 import ray
 
 from raypipe import stopping
-from raypipe.config import Pool, TrainWorkers
 from raypipe.folds import fold_parts
 from raypipe.part import Table, commit_part
 from raypipe.parts import map_parts
+from raypipe.resources import Pool, TrainWorkers
 from raypipe.session import ray_session
 from raypipe.sizing import KIND, fit
 from raypipe.stages.train import scaling

@@ -3,10 +3,10 @@
 import pyarrow as pa
 import pytest
 
-from raypipe.config import Pool
 from raypipe.cost import Batch, Cost, check_budget, cost_of_scoring, estimate, remember
 from raypipe.errors import ConfigError
 from raypipe.part import commit_part
+from raypipe.resources import Pool
 from raypipe.store import Folder
 
 INGEST = {"parts": [{"name": f"part-{n}.parquet", "rows": rows} for n, rows in enumerate((100, 200, 300, 400))]}

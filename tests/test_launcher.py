@@ -11,8 +11,8 @@ from botocore.validate import ParamValidator
 from jsonschema import ValidationError
 from ray.autoscaler._private import util
 
-from raypipe.config import Pool
 from raypipe.nodes import at_most
+from raypipe.resources import Pool
 from raypipe.sizing import room
 from tests.lakes import PROJECT
 from tests.test_image import IMAGE_TAG, instructions, pinned

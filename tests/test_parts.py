@@ -16,7 +16,6 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from raypipe.config import Pool
 from raypipe.envelope import ATTEMPTS, Envelope
 from raypipe.errors import ConfigError, DataError
 from raypipe.folds import fold_parts, groups_of, shards
@@ -25,6 +24,7 @@ from raypipe.local import Local
 from raypipe.ops.text import sample_id
 from raypipe.part import Table, commit_part, digest_of, read_footer
 from raypipe.parts import Tally, map_parts
+from raypipe.resources import Pool
 from raypipe.session import ray_session
 from raypipe.sizing import fit_actors
 from raypipe.store import Folder

@@ -9,8 +9,8 @@ from ray.autoscaler._private.kuberay import node_provider
 from requests import HTTPError
 
 from raypipe import nodes, sizing
-from raypipe.config import Pool
 from raypipe.errors import ConfigError
+from raypipe.resources import Pool
 from raypipe.sizing import fit, fit_actors, room
 
 L4, H100 = {"accelerator_type:L4": 1}, {"accelerator_type:H100": 1}

@@ -19,11 +19,12 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from raypipe.config import Config, Pool
+from raypipe.config import Config
 from raypipe.items import map_items
 from raypipe.ops.text import id_words
 from raypipe.part import THREADS, Table, commit_part
 from raypipe.parts import map_parts
+from raypipe.resources import Pool
 from raypipe.stage import Inputs, Result
 from raypipe.store import Folder
 

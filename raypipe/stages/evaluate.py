@@ -13,7 +13,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from raypipe.config import Config, Pool
+from raypipe.config import Config
 from raypipe.errors import DataError
 from raypipe.ops.code_prompts import FORMS, program
 from raypipe.ops.problems import PROBLEMS, Problem
@@ -21,6 +21,7 @@ from raypipe.ops.scores import scores
 from raypipe.ops.warnings import of_evaluation
 from raypipe.part import Table
 from raypipe.parts import map_parts
+from raypipe.resources import Pool
 from raypipe.sandbox.plain import pack
 from raypipe.sandbox.supervisor import find_sandbox
 from raypipe.stage import Inputs, Result

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from raypipe.config import Config, Pool
+from raypipe.config import Config
 from raypipe.folds import fold_parts
 from raypipe.identity import package_versions
 from raypipe.ops import composition
@@ -27,6 +27,7 @@ from raypipe.ops.report_page import render
 from raypipe.ops.selection import BY_CLUSTER, IFD_TOO_HIGH, SELECTED
 from raypipe.ops.text import draw, id_words
 from raypipe.ops.warnings import said
+from raypipe.resources import Pool
 from raypipe.sampled import LANGUAGE, candidates, rows_at, spread, styled, values_of
 from raypipe.stage import Inputs, Result
 from raypipe.store import Folder

@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from raypipe.config import SIZES, Config, Pool, Select
+from raypipe.config import SIZES, Config, Select
 from raypipe.errors import DataError
 from raypipe.folds import shards
 from raypipe.ops import warnings
@@ -25,6 +25,7 @@ from raypipe.ops.cuts import CountKeys, Cut, Group, find_cuts
 from raypipe.ops.selection import BELOW_CUT, SELECTED, Gather, mark, quotas, score_of
 from raypipe.part import Table, with_figures
 from raypipe.parts import map_parts
+from raypipe.resources import Pool
 from raypipe.sampled import gathered, spread
 from raypipe.stage import Inputs, Result
 from raypipe.store import Folder

@@ -22,7 +22,7 @@ from typing import Any
 import ray
 
 from raypipe import stopping
-from raypipe.config import Config, TrainWorkers
+from raypipe.config import Config
 from raypipe.errors import RaypipeError, Stopped
 from raypipe.gate import gate
 from raypipe.identity import fetched_model
@@ -35,6 +35,7 @@ from raypipe.ops.warnings import of_steps
 from raypipe.owner import Owner, owned
 from raypipe.packs import HELD_OUT_PACKS, PackReader
 from raypipe.part import Table
+from raypipe.resources import TrainWorkers
 from raypipe.sizing import ACTOR_CPUS, fit, fit_now
 from raypipe.stage import Inputs, Result
 from raypipe.store import Folder
