@@ -21,9 +21,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.plotting import pyplot
 from benchmarks.record import PROJECT, circumstances, record
 from tests.growing import growing
-from tests.scaling_story import KINDS
+from tests.scaling_story import KILL_AT, KINDS
 
-KILL_AT = 6  # scored parts
 PANELS = {"nodes": ["L4", "H100", "cpu"], "actors": ["models", "trainers", "folds"]}
 
 

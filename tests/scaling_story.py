@@ -36,6 +36,7 @@ KINDS = {
 EMBED = Pool(gpus=0.5, accelerator="L4", actors=(1, 3))  # two on a GPU: two nodes
 SCORE = Pool(gpus=1, accelerator="H100", actors=(1, 2))
 TRAIN = TrainWorkers(gpus=1, accelerator="H100", workers=(2, 2))
+KILL_AT = 14  # scored parts: both scorers are at work by then
 IN_FLIGHT_PARTS = 4  # of an actor at most: two sent to it, and what it made that is not written yet
 WHAT = {"TrainWorker": "trainers", "Shard": "folds", "MapWorker": "models"}  # by a part of the actor's class
 
