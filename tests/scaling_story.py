@@ -24,7 +24,7 @@ from raypipe.parts import map_parts
 from raypipe.resources import Pool, TrainWorkers
 from raypipe.session import ray_session
 from raypipe.sizing import KIND, fit
-from raypipe.stages.train import scaling
+from raypipe.stages.train import MAX_FAILURES, scaling
 from raypipe.store import Folder
 
 PARTS, EMBED_S, SCORE_S, TRAIN_S = 40, 0.3, 1.0, 8.0
@@ -36,7 +36,7 @@ KINDS = {
 EMBED = Pool(gpus=0.5, accelerator="L4", actors=(1, 3))  # two on a GPU: two nodes
 SCORE = Pool(gpus=1, accelerator="H100", actors=(1, 2))
 TRAIN = TrainWorkers(gpus=1, accelerator="H100", workers=(2, 2))
-KILL_AT = 14  # scored parts: both scorers are at work by then
+KILL_AT = 6  # scored parts: later ones are written in a burst, when scorers are done already
 IN_FLIGHT_PARTS = 4  # of an actor at most: two sent to it, and what it made that is not written yet
 WHAT = {"TrainWorker": "trainers", "Shard": "folds", "MapWorker": "models"}  # by a part of the actor's class
 
@@ -95,7 +95,7 @@ def _train():
 
 def gang(story, scored):
     """As the stage train begins one: its fit against what the cluster may become, and its scaling. Another run's, while this one scores."""
-    from ray.train import RunConfig
+    from ray.train import FailureConfig, RunConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
     while not scored.list():
@@ -105,7 +105,7 @@ def gang(story, scored):
     with tempfile.TemporaryDirectory() as state:
         TorchTrainer(
             _train, torch_config=TorchConfig(backend="gloo"), scaling_config=scaling(TRAIN, most),
-            run_config=RunConfig(storage_path=state),
+            run_config=RunConfig(storage_path=state, failure_config=FailureConfig(max_failures=MAX_FAILURES)),
         ).fit()  # fmt: skip
     story.tell("training ends")
 
