@@ -23,9 +23,10 @@ from raypipe.identity import object_digest
 from raypipe.machine import MACHINE, Doubt, disk, gpus
 from raypipe.nodes import Nodes, alive_at, at_most
 from raypipe.ops.trackers import check_installed
+from raypipe.resources import Shape
 from raypipe.s3 import patience
 from raypipe.sandbox.supervisor import find_sandbox
-from raypipe.sizing import Shape, demand, fit, limits
+from raypipe.sizing import demand, fit, limits
 from raypipe.store import Folder
 
 PATIENCE_S = 10.0
@@ -125,9 +126,8 @@ def _resources(config: Config) -> str:
     }
     asked |= {"generate": pools.evaluate} if config.evaluate.tasks else {}
     address = os.environ.get("RAY_ADDRESS")
-    here = [({"CPU": cpus(), "GPU": len(gpus())}, 1)]
     try:
-        nodes = at_most(alive_at(address)) if address else here
+        nodes = at_most(alive_at(address)) if address else [({"CPU": cpus(), "GPU": len(gpus())}, 1)]
         return "; ".join(_demand(name, pool, nodes, kinds=bool(address)) for name, pool in asked.items())
     except ConfigError as error:
         if address:

@@ -46,6 +46,9 @@ class TrainWorkers(Section):
     compile: bool = False  # torch.compile, layer by layer
 
 
+Shape = Pool | TrainWorkers  # what has GPUs and names an accelerator
+
+
 class Resources(Section):
     """How fast, never what: no part of any identity."""
 
@@ -60,8 +63,7 @@ class Resources(Section):
     @model_validator(mode="after")
     def _spread(self) -> Resources:
         """The accelerator of all is that of each."""
-        for name in ("embed", "cluster", "score", "train", "evaluate"):
-            pool = getattr(self, name)
-            if "accelerator" not in pool.model_fields_set:
+        for name, pool in list(self):
+            if isinstance(pool, Shape) and "accelerator" not in pool.model_fields_set:
                 object.__setattr__(self, name, pool.model_copy(update={"accelerator": self.accelerator}))
         return self

@@ -58,7 +58,6 @@ def ray_session() -> Iterator[None]:
 
 
 def _refused(address: str | None, error: ConnectionError) -> RaypipeError:
-
     if "AuthenticationError" in str(error.__cause__):
         return ConfigError(
             f"RAY_ADDRESS: the cluster at {address} wants its token, got none or another. Set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN "

@@ -10,13 +10,11 @@ import psutil
 from raypipe.container import STORE_SHARE, cpus, memory_bytes
 from raypipe.errors import ConfigError
 from raypipe.nodes import Nodes, alive, at_most
-from raypipe.resources import Pool, TrainWorkers
+from raypipe.resources import Pool, Shape, TrainWorkers
 
 log = logging.getLogger("raypipe")
 ACTOR_CPUS, IO_CPUS = 0.9, 0.1
 KIND = "accelerator_type:"  # of a node's resource, before the accelerator's name
-
-Shape = Pool | TrainWorkers  # what has GPUs and names an accelerator
 
 
 def device_of(pool: Pool) -> str:
@@ -45,10 +43,10 @@ def fit_actors(pool: Pool, num_parts: int, *, light: bool = False) -> tuple[int,
 
     A cluster that grows, grows for them; not for `light` work, which is over before a node has come: it takes what is there.
     """
-    low, high = limits(pool)
-    high = fit(low, high, pool, "actors")
+    (low, high), nodes = limits(pool), at_most()
+    high = fit(low, high, pool, "actors", nodes)
     if light:
-        high = min(high, max(low, fit_now(pool) or _fit_one_node(pool)))
+        high = min(high, max(low, fit_now(pool) or _fit_one_node(pool, nodes)))
     return min(low, num_parts), min(high, num_parts)
 
 
@@ -75,9 +73,8 @@ def fit(low: int, high: int, pool: Shape, what: str, nodes: Nodes | None = None)
 
 def demand(pool: Shape) -> str:
     """What one actor or worker reserves."""
-    return f"{ACTOR_CPUS} CPUs and {pool.gpus:g} GPUs" + (
-        f" ({pool.accelerator})" if pool.accelerator and pool.gpus else ""
-    )
+    kind = f" ({pool.accelerator})" if pool.accelerator and pool.gpus else ""
+    return f"{ACTOR_CPUS} CPUs and {pool.gpus:g} GPUs{kind}"
 
 
 def fit_now(pool: Shape) -> int:
@@ -85,9 +82,9 @@ def fit_now(pool: Shape) -> int:
     return room(alive(), pool)
 
 
-def _fit_one_node(pool: Shape) -> int:
+def _fit_one_node(pool: Shape, nodes: Nodes) -> int:
     """The most that any one node can hold: a cluster without nodes gets one."""
-    return max((room([(kind, 1)], pool) for kind, count in at_most() if count), default=0)
+    return max((room([(kind, 1)], pool) for kind, count in nodes if count), default=0)
 
 
 def kind_of(accelerator: str) -> str:

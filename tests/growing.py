@@ -18,24 +18,17 @@ from typing import Any
 
 import psutil
 
+from tests.cluster import kill
+from tests.rgw import free_ports
+
 HEAD = f"{'f' * 51}00000"  # the id by which the provider knows it
 PROVIDER = "ray.autoscaler._private.fake_multi_node.node_provider.FakeMultiNodeProvider"
 STORE_BYTES = 100 << 20
-UNUSED = {  # keys that the launcher's schema wants, of commands and files
-    **{f"{where}_{what}_commands": [] for where in ("head", "worker") for what in ("setup", "start_ray")},
-    **{
-        key: []
-        for key in (
-            "setup_commands",
-            "initialization_commands",
-            "cluster_synced_files",
-            "rsync_exclude",
-            "rsync_filter",
-        )
-    },
-    "auth": {},
-    "file_mounts": {},
-}
+IDLE_S = 5  # of a node, before it goes
+LISTS = (  # keys of commands and files that the launcher's schema wants
+    "setup_commands", "head_setup_commands", "worker_setup_commands", "head_start_ray_commands", "worker_start_ray_commands",
+    "initialization_commands", "cluster_synced_files", "rsync_exclude", "rsync_filter",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -60,13 +53,11 @@ class Growing:
 
 
 @contextmanager
-def growing(
-    folder: Path, kinds: Mapping[str, Mapping[str, Any]], *, idle_s: float = 5, **environment: str
-) -> Iterator[Growing]:
+def growing(folder: Path, kinds: Mapping[str, Mapping[str, Any]]) -> Iterator[Growing]:
     """A head without CPUs, and nodes as `kinds` allows: {name: {resources, max_workers}}, as in a launcher's file. `folder` is short."""
-    port, agent, dashboard = _free_ports(3)
+    port, agent, dashboard = free_ports(3)
     address, config = f"127.0.0.1:{port}", folder / "bootstrap.json"
-    config.write_text(json.dumps(_launched(address, kinds, idle_s)))
+    config.write_text(json.dumps(_launched(address, kinds)))
     command = [
         sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", f"--port={port}", "--node-ip-address=127.0.0.1",
         f"--temp-dir={folder}", f"--autoscaling-config={config}", "--num-cpus=0", "--num-gpus=0", f"--object-store-memory={STORE_BYTES}",
@@ -79,18 +70,15 @@ def growing(
         "RAY_health_check_initial_delay_ms": "0", "RAY_health_check_period_ms": "500", "RAY_health_check_failure_threshold": "4",
     }  # fmt: skip
     log = open(folder / "head.log", "w")  # noqa: SIM115  the head's, as long as it lives
-    head = subprocess.Popen(command, env={**os.environ, **own, **environment}, stdout=log, stderr=log)
+    head = subprocess.Popen(command, env={**os.environ, **own}, stdout=log, stderr=log)
     try:
         _wait_for(port, head, folder / "head.log")
         yield Growing(address, config, psutil.Process(head.pid))
     finally:
-        for process in [head, *psutil.Process(head.pid).children(recursive=True)]:  # told to end, it takes 30 s
-            with suppress(psutil.NoSuchProcess):
-                process.kill()
-        head.wait()
+        kill(head)
 
 
-def _launched(address: str, kinds: Mapping[str, Mapping[str, Any]], idle_s: float) -> dict[str, Any]:
+def _launched(address: str, kinds: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     provider = {
         "type": "external", "module": PROVIDER, "gcs_address": address, "head_node_id": HEAD, "launch_multiple": True,
         "disable_node_updaters": True, "foreground_node_launch": True, "disable_launch_config_check": True,
@@ -105,10 +93,12 @@ def _launched(address: str, kinds: Mapping[str, Mapping[str, Any]], idle_s: floa
         for name, kind in kinds.items()
     }
     return {
-        **UNUSED,
+        **{key: [] for key in LISTS},
+        "auth": {},
+        "file_mounts": {},
         "cluster_name": "growing",
         "max_workers": sum(kind["max_workers"] for kind in kinds.values()),
-        "idle_timeout_minutes": idle_s / 60,
+        "idle_timeout_minutes": IDLE_S / 60,
         "upscaling_speed": 100,
         "provider": provider,
         "head_node_type": "ray.head.default",
@@ -117,14 +107,6 @@ def _launched(address: str, kinds: Mapping[str, Mapping[str, Any]], idle_s: floa
             **types,
         },
     }
-
-
-def _free_ports(count: int) -> list[int]:
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [each.getsockname()[1] for each in sockets]
-    for each in sockets:
-        each.close()
-    return ports
 
 
 def _wait_for(port: int, head: subprocess.Popen, log: Path) -> None:

@@ -99,7 +99,7 @@ def running(folder: Path) -> Iterator[Rgw]:
         raise RuntimeError("a server dies with the thread that starts it: start it in the main thread")
     if not (CEPH / ".made").exists():
         raise RuntimeError(f"{CEPH}: the tests' S3 server is not there. Run: make .venv/ceph/.made")
-    gateway, monitor = free_port(), free_port()
+    gateway, monitor = free_ports(2)
     endpoint = f"http://127.0.0.1:{gateway}"
     owner = User("owner", "raypipe-key-owner", "raypipe-secret-of-owner", endpoint)
     daemons: list[subprocess.Popen] = []
@@ -120,12 +120,12 @@ def running(folder: Path) -> Iterator[Rgw]:
         shutil.rmtree(folder)
 
 
-def free_port() -> int:
-    """Below those that the kernel hands out and above those that Ray takes, so that nobody gets it meanwhile."""
+def free_ports(count: int) -> list[int]:
+    """Below those that the kernel hands out and above those that Ray takes, so that nobody gets them meanwhile; no two alike."""
     while True:
-        port = random.SystemRandom().randrange(20_000, 32_000)
-        if not _answers(port):
-            return port
+        ports = random.SystemRandom().sample(range(20_000, 32_000), count)
+        if not any(map(_answers, ports)):
+            return ports
 
 
 def _answers(port: int) -> bool:

@@ -1,12 +1,12 @@
 """A driver on a cluster that grows: embedders on one kind of GPU, scorers on another, and a gang of workers that wants the scorers' nodes.
 
-    python -m tests.scaling_story FOLDER     with RAY_ADDRESS and RAYPIPE_AUTOSCALING_CONFIG of tests.growing
-
-Maps, folds and Ray Train's scaling are raypipe's own; GPUs are numbers that nodes have, and models are a second of sleep. It writes
-FOLDER/story.json: {"nodes": [[s, {kind: alive}]], "actors": [[s, {what: alive}]], "events": [[s, what]]}, s from `started`.
+Maps, folds and Ray Train's scaling are raypipe's own; GPUs are numbers that nodes have, and models are a second of sleep. `told` starts the cluster
+and the driver, takes one node away, and gives {"nodes": [[s, {kind: alive}]], "actors": [[s, {what: alive}]], "events": [[s, what]]}.
 """
 
 import json
+import os
+import subprocess
 import sys
 import tempfile
 import threading
@@ -26,6 +26,8 @@ from raypipe.session import ray_session
 from raypipe.sizing import KIND, fit
 from raypipe.stages.train import MAX_FAILURES, scaling
 from raypipe.store import Folder
+from tests.growing import growing
+from tests.lakes import PROJECT, wait_until
 
 PARTS, EMBED_S, SCORE_S, TRAIN_S = 40, 0.3, 1.0, 8.0
 KINDS = {
@@ -39,6 +41,21 @@ TRAIN = TrainWorkers(gpus=1, accelerator="H100", workers=(2, 2))
 KILL_AT = 6  # scored parts: later ones are written in a burst, when scorers are done already
 IN_FLIGHT_PARTS = 4  # of an actor at most: two sent to it, and what it made that is not written yet
 WHAT = {"TrainWorker": "trainers", "Shard": "folds", "MapWorker": "models"}  # by a part of the actor's class
+
+
+def told(out, short):
+    """The story as it was, in the folder `out`; and when each scored part was written that was there when the node was lost."""
+    with growing(short, KINDS) as grows:
+        command = [sys.executable, "-m", "tests.scaling_story", str(out)]
+        driver = subprocess.Popen(command, cwd=PROJECT, env={**os.environ, **grows.environment})
+        scored = wait_until(lambda: len(found := list(out.glob("score-*/part-*"))) >= KILL_AT and found, driver)
+        grows.raylets("H100")[0].kill()
+        lost, before = time.time(), {path: path.stat().st_mtime_ns for path in scored}
+        assert driver.wait(timeout=400) == 0
+    story = json.loads((out / "story.json").read_text())
+    story["events"].append([round(lost - story["started"], 2), "a node is reclaimed"])
+    story["events"].sort()
+    return story, before
 
 
 class Model:

@@ -1,15 +1,10 @@
 """Nodes that come when there is work and go when there is none, by Ray's own autoscaler on one machine."""
 
-import json
-import os
-import subprocess
-import sys
-
 import pytest
 
 from tests.growing import growing
-from tests.lakes import PROJECT, manifest, raypipe, wait_until
-from tests.scaling_story import IN_FLIGHT_PARTS, KILL_AT, KINDS, PARTS
+from tests.lakes import manifest, raypipe, wait_until
+from tests.scaling_story import IN_FLIGHT_PARTS, PARTS, told
 
 pytestmark = pytest.mark.slow
 
@@ -38,36 +33,29 @@ def story(tmp_path_factory):
     """The story, with a node of the scorers killed while they work; and when each part was there by then."""
     out, short = tmp_path_factory.mktemp("story"), tmp_path_factory.getbasetemp() / "s"
     short.mkdir()
-    with growing(short, KINDS) as grows:
-        command = [sys.executable, "-m", "tests.scaling_story", str(out)]
-        driver = subprocess.Popen(command, cwd=PROJECT, env={**os.environ, **grows.environment})
-        scored = wait_until(lambda: len(found := list(out.glob("score-*/part-*"))) >= KILL_AT and found, driver)
-        grows.raylets("H100")[0].kill()
-        before = {path: path.stat().st_mtime_ns for path in scored}
-        assert driver.wait(timeout=400) == 0
-    return json.loads((out / "story.json").read_text()), before, out
+    return *told(out, short), out
 
 
-def samples(told, since):
+def samples(events, since):
     """(nodes, actors) of each moment from an event on."""
-    start = {what: at for at, what in told["events"]}[since]
-    both = zip(told["nodes"], told["actors"], strict=True)
+    start = {what: at for at, what in events["events"]}[since]
+    both = zip(events["nodes"], events["actors"], strict=True)
     return [(nodes, actors) for (at, nodes), (_, actors) in both if at >= start]
 
 
 def test_nodes_grow_from_zero_and_shrink_to_zero(story):
     """A GPU that idles over night costs what the run did."""
-    told, _, _ = story
-    assert told["nodes"][0][1] == {} == told["nodes"][-1][1]
-    assert max(found.get("L4", 0) for _, found in told["nodes"]) == 2
-    assert told["events"][-1][1] == "no node is left"
+    events, _, _ = story
+    assert events["nodes"][0][1] == {} == events["nodes"][-1][1]
+    assert max(found.get("L4", 0) for _, found in events["nodes"]) == 2
+    assert events["events"][-1][1] == "no node is left"
 
 
 def test_stages_do_not_hold_each_others_nodes(story):
     """Embedders' GPUs are not paid for while another kind scores, nor the scorers' while embedders work."""
-    told, _, _ = story
-    scoring = samples(told, "scoring begins")
-    embedding = samples(told, "embedding begins")[: -len(scoring)]
+    events, _, _ = story
+    scoring = samples(events, "scoring begins")
+    embedding = samples(events, "embedding begins")[: -len(scoring)]
     assert not any("H100" in nodes or "cpu" in nodes for nodes, _ in embedding)
     at_work = [nodes for nodes, actors in scoring if "models" in actors]
     assert "L4" not in at_work[-1] and not any("cpu" in nodes for nodes in at_work)
@@ -75,8 +63,8 @@ def test_stages_do_not_hold_each_others_nodes(story):
 
 def test_the_gang_starts_when_scoring_lets_go(story):
     """A gang that took the scorers' nodes one by one would hold half of what it needs, and so would they."""
-    told, _, _ = story
-    waiting = samples(told, "training asks for its gang")
+    events, _, _ = story
+    waiting = samples(events, "training asks for its gang")
     assert "models" in waiting[0][1], "scoring was over before training asked"
     assert not any("models" in actors and "trainers" in actors for _, actors in waiting)
     assert max(actors.get("trainers", 0) for _, actors in waiting) == 2
@@ -84,8 +72,8 @@ def test_the_gang_starts_when_scoring_lets_go(story):
 
 def test_a_reclaimed_node_costs_only_its_parts_in_flight(story):
     """Spot nodes go all day: what was committed stays as it is, and what others have in work too."""
-    told, before, out = story
-    scorers = [nodes.get("H100", 0) for nodes, _ in samples(told, "training asks for its gang")]
+    events, before, out = story
+    scorers = [nodes.get("H100", 0) for nodes, _ in samples(events, "training asks for its gang")]
     assert 1 in scorers[scorers.index(2) :], "no node was lost"
     parts = sorted(out.glob("score-*/part-*"))
     assert len(parts) == PARTS

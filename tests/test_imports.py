@@ -175,6 +175,7 @@ MAY_IMPORT = {  # of raypipe, beside itself; a module that is not here may impor
         "sandbox",
         "sizing",
         "store",
+        "resources",
     },
 }
 

@@ -4,7 +4,6 @@ import json
 import os
 import re
 import shutil
-import socket
 import subprocess
 import sys
 import threading
@@ -12,21 +11,12 @@ import time
 import urllib.request
 from contextlib import contextmanager, suppress
 
-import psutil
 import pytest
 
+from tests.cluster import kill
 from tests.k8s.monitoring import RARE, metric_names
 from tests.lakes import PROJECT, digests, stage_folder, wait_until
-
-
-def free_ports(count):
-    sockets = [socket.socket() for _ in range(count)]
-    for each in sockets:
-        each.bind(("127.0.0.1", 0))
-    ports = [each.getsockname()[1] for each in sockets]
-    for each in sockets:
-        each.close()
-    return ports
+from tests.rgw import free_ports
 
 
 @pytest.fixture
@@ -48,10 +38,7 @@ def cluster(monkeypatch):
         client = wait_for(address, head)
         yield address, client, f"http://127.0.0.1:{metrics}/metrics"
     finally:
-        for process in [head, *psutil.Process(head.pid).children(recursive=True)]:  # told to end, it takes 30 s
-            with suppress(psutil.NoSuchProcess):
-                process.kill()
-        head.wait()
+        kill(head)
 
 
 def wait_for(address, head):

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterator
 
+from raypipe.sizing import KIND
 from tests.k8s.faults import Found, groups, limits
 from tests.k8s.rendering import PROJECT
 
@@ -79,17 +80,14 @@ def replicas(cluster: dict) -> Iterator[Found]:
                 f"{field}.replicas", now, "Leave it out: each apply would set the autoscaler's number back to it"
             )
         if scales != ("idleTimeoutSeconds" in group):
-            got, remedy = (
-                group.get("idleTimeoutSeconds"),
-                "Set it with the autoscaler, and not without: KubeRay refuses it",
-            )
-            yield Found(f"{field}.idleTimeoutSeconds", got, remedy)
+            remedy = "Set it with the autoscaler, and not without: KubeRay refuses it"
+            yield Found(f"{field}.idleTimeoutSeconds", group.get("idleTimeoutSeconds"), remedy)
 
 
 def ray_resources(cluster: dict) -> Iterator[Found]:
     """A group of GPUs says which: a node tells its accelerator only once it is there, so none would be started for it."""
     for field, group in groups(cluster):
-        declared = [name for name in group.get("resources", {}) if name.startswith("accelerator_type:")]
+        declared = [name for name in group.get("resources", {}) if name.startswith(KIND)]
         if group.get("resources") and group["rayStartParams"].keys() & {"num-cpus", "num-gpus", "memory", "resources"}:
             yield Found(
                 f"{field}.rayStartParams",
@@ -103,7 +101,7 @@ def ray_resources(cluster: dict) -> Iterator[Found]:
 
 def twins(cluster: dict) -> Iterator[Found]:
     """A spot group and its on-demand twin offer the same, so that priority decides, and the one stands in for the other."""
-    by_name = dict(group for _, group in ((f, (g["groupName"], g)) for f, g in groups(cluster)))
+    by_name = {group["groupName"]: group for _, group in groups(cluster)}
     for name, group in by_name.items():
         spot = group["template"]["spec"]["nodeSelector"].get(CAPACITY) == "spot"
         if spot != name.endswith("-spot"):

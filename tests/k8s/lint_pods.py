@@ -3,10 +3,11 @@
 import re
 from collections.abc import Iterator
 
+from raypipe.container import STORE_SHARE
 from tests.k8s.faults import Found, Pod, containers, limits, quantity
 from tests.k8s.lint_clusters import CAPACITY, locked_ray
 
-STORE_SHARE, STORE_CAP = 0.3, 200e9  # of memory, as Ray takes it for its object store, and Ray's own limit
+STORE_CAP = 200e9  # Ray's own limit of its object store
 GRACE_S = 30  # a run ends within it after SIGTERM
 EFFECTS = {None, "NoSchedule", "PreferNoSchedule", "NoExecute"}
 GPU = "nvidia.com/gpu"

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import yaml
 
-PROJECT = Path(__file__).resolve().parents[2]
+from tests.lakes import PROJECT
+
 K8S = PROJECT / "k8s"
 KUSTOMIZE = PROJECT / ".venv" / "kustomize"
 OVERLAYS = sorted(folder.name for folder in (K8S / "overlays").iterdir())
