@@ -14,8 +14,8 @@ from ray.autoscaler._private import util
 from raypipe.nodes import at_most
 from raypipe.resources import Pool
 from raypipe.sizing import room
-from tests.lakes import PROJECT
-from tests.test_image import IMAGE_TAG, instructions, pinned
+from tests.lakes import PROJECT, lock
+from tests.test_image import IMAGE_TAG, instructions
 
 CONFIG = yaml.safe_load((PROJECT / "cluster.yaml").read_text())
 GIB = 1024
@@ -150,7 +150,7 @@ def test_images_are_those_of_kubernetes():
 def test_ray_is_the_locks_and_the_images_own():
     """Nodes and a head of different versions of Ray refuse each other; and one that is installed at the start is another."""
     text = (PROJECT / "cluster.yaml").read_text()
-    assert set(re.findall(r"ray(?:\[\w+\])?\W{0,2}(\d+\.\d+\.\d+)", text)) == {pinned("ray")}
+    assert set(re.findall(r"ray(?:\[\w+\])?\W{0,2}(\d+\.\d+\.\d+)", text)) == {lock()["ray"]}
     commands = [command for key, value in CONFIG.items() if key.endswith("_commands") for command in value]
     assert not any(word in command for command in commands for word in ("pip", "conda", "curl"))
 
