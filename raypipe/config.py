@@ -49,10 +49,19 @@ Values = Annotated[tuple[str, ...], Field(min_length=1), pydantic.BeforeValidato
 
 
 class Columns(Section):
-    """Which fields of a JSON object make the sample; several are joined by a newline, empty ones left out."""
+    """Which fields of a row make the sample: of each, several are joined by a newline, empty ones left out. A dot leads into an object: data.problem."""
 
     instruction: str | tuple[str, ...] = "instruction"
     response: str | tuple[str, ...] = "response"
+    messages: str | None = None  # in place of both: a list of {role, content} or, as ShareGPT has it, {from, value}
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Columns:
+        if self.messages is not None and (beside := sorted(self.model_fields_set - {"messages"})):
+            raise ValueError(
+                f"got messages and {beside[0]}, wanted one: a conversation, or the fields of instruction and response"
+            )
+        return self
 
 
 class Ingest(Section):
@@ -65,13 +74,23 @@ class Ingest(Section):
     carry: tuple[
         str, ...
     ] = ()  # further fields kept beside each sample, as text: language, licence, a score of your own
+    multi_turn: Literal["reject", "last"] = "reject"  # of a conversation of several turns: no sample, or its last one
     part_bytes: Annotated[int, Field(ge=1024, le=128 << 20)] = 4 << 20  # of uncompressed text
     max_rejected_fraction: Fraction01 = 0.01  # of rows read
 
     @field_validator("carry")
     @classmethod
     def _free_names(cls, carry: tuple[str, ...]) -> tuple[str, ...]:
-        taken = {"sample_id", "source_uri", "source_line", "instruction", "response", "status", "evidence"}
+        taken = {
+            "sample_id",
+            "source_uri",
+            "source_line",
+            "source_offset",
+            "instruction",
+            "response",
+            "status",
+            "evidence",
+        }
         if odd := sorted(name for name in set(carry) if name in taken or carry.count(name) > 1):
             raise ValueError(
                 f"{odd[0]} is a name of a column of raypipe's, or given twice. Rename the field, or leave it out"

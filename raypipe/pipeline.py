@@ -244,7 +244,7 @@ def _listed_lake(config: Config, lakes: Lakes | None) -> Lake:
 def _check_lake_can_be_read(planned: Plan) -> None:
     """Who may list may not always read; on S3 that is known only by asking."""
     if planned.lake.slices and not planned["ingest"].done:
-        first = next(piece for piece in planned.lake.slices if piece.size)
+        first = next(file for file in planned.lake.files if file.size)
         with storage_of(first.uri, planned.config.storage.endpoint).open(first.uri) as file:
             file.read(1)
 

@@ -121,10 +121,10 @@ def lake(config: Config) -> str:
     """Listed as a run lists it; its first object is read."""
     endpoint = config.storage.endpoint
     found = list_lake(config.ingest.paths, partitions=config.ingest.partitions, endpoint=endpoint)
-    first = next(piece for piece in found.slices if piece.size)
+    first = next(file for file in found.files if file.size)
     with storage_of(first.uri, endpoint).open(first.uri) as file:
         file.read(1)
-    return f"{len(found.slices):,} objects, {size(sum(piece.size for piece in found.slices))}; {first.uri} can be read"
+    return f"{len(found.files):,} objects, {size(found.num_bytes)}; {first.uri} can be read"
 
 
 @dataclass(frozen=True)

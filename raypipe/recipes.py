@@ -85,7 +85,7 @@ def _always(config: Config) -> bool:
 
 
 STAGES = (
-    Stage("ingest", (), lambda c: c.ingest.content()),
+    Stage("ingest", (), lambda c: c.ingest.content(), version=2),
     Stage("clean", ("ingest",), lambda c: {}),
     Stage(
         "embed",

@@ -18,11 +18,9 @@ Manifests = Mapping[str, Mapping[str, Any]]  # of the finished stages of a run
 
 
 def heading(planned: Plan) -> str:
-    versions, slices = package_versions(), planned.lake.slices
+    versions, found = package_versions(), planned.lake
     lake = (
-        f"lake {len(slices):,} objects, {size(sum(piece.size for piece in slices))}"
-        if slices
-        else f"lake {planned.lake.digest}"
+        f"lake {len(found.files):,} objects, {size(found.num_bytes)}" if found.slices else f"lake {planned.lake.digest}"
     )
     return f"raypipe {versions.get('raypipe', '?')}  ray {versions.get('ray', '?')}  root {planned.config.storage.root}  {lake}"
 

@@ -1,165 +1,177 @@
-"""Ingest: lines of a lake to samples in parts of bounded size, and a reject with its reason for every line that is none.
+"""Ingest: rows of a lake to samples in parts of bounded size, and a reject with its reason for every row that is none.
 
-One task a slice, which streams it: memory is that of one part. The rejects of a part are put before the part, so whatever
-has its part has them too. The last part of a slice ends in `-end`, so one listing tells which slices are done.
+One task a slice, which streams it: memory is that of one part and a few blocks. The rejects of a part are put before the part, so
+whatever has its part has them too. The last part of a slice ends in `-end`, so one listing tells which slices are done.
 
-Columns: sample_id, source_uri, source_line (from 1), instruction, response, then those of ingest.carry, as text.
+Columns: sample_id, source_uri, source_line (row of the file, from 1; null after a cut), source_offset (of its first byte, uncompressed; null where
+a file has no lines), instruction, response, then those of ingest.carry, as text.
 """
 
 from __future__ import annotations
 
-import gzip
 import json
 import logging
 import random
 import time
-import zlib
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from raypipe.config import Config, Ingest
 from raypipe.errors import ConfigError, DataError
 from raypipe.items import map_items
 from raypipe.lake import Lake, Slice
-from raypipe.ops.text import Reject, Sample, parse_line
-from raypipe.part import Footer, add_up, commit_part, read_footer, read_part
+from raypipe.ops.blocks import Block, Read, read_block
+from raypipe.ops.rows import Fields
+from raypipe.part import Footer, commit_part, read_footer
+from raypipe.slices import read_slice
 from raypipe.stage import Inputs, Result, all_footers
-from raypipe.store import Folder, storage_of
+from raypipe.store import Folder
 
-SCHEMA = pa.schema(
-    [
-        ("sample_id", pa.string()),
-        ("source_uri", pa.string()),
-        ("source_line", pa.int64()),
-        ("instruction", pa.string()),
-        ("response", pa.string()),
-    ]
-)
-REJECTED_SCHEMA = pa.schema(
-    [("source_uri", pa.string()), ("source_line", pa.int64()), ("reason", pa.string()), ("raw", pa.binary())]
-)
+SHOWN = 20  # files, in a manifest
+BROKEN = {
+    "broken_gzip",
+    "broken_zstd",
+    "expands_too_far",
+    "broken_parquet",
+    "broken_page",
+    "broken_arrow",
+    "unclosed_array",
+}
+PLACE = ("source_uri", "source_line", "source_offset")
 log = logging.getLogger("raypipe")
-RAW_BYTES = 1 << 16  # kept of a rejected line
 
 
 def run(config: Config, inputs: Inputs, out: Folder) -> Result:
     lake, rule = inputs.lake, config.ingest
-    before = _by_slice(lake, out.list())
-    places = range(len(lake.slices))
-    todo = [Work(place, lake.slices[place], lake.chain[place]) for place in places if not _is_whole(before.get(place))]
-    log.info("%s: %d of %d files to make", out.name, len(todo), len(lake.slices))
+    groups = {group[-1]: group for group in lake.groups()}
+    before = _by_group(groups, lake, out.list())
+    todo = [
+        Work(place, lake.slices[group.start : group.stop], lake.chain[place])
+        for place, group in groups.items()
+        if not _is_whole(before.get(place))
+    ]
+    log.info("%s: %d of %d slices to read", out.name, sum(len(work.slices) for work in todo), len(lake.slices))
     random.shuffle(todo)  # a second driver seldom takes the same file
-    endpoint = config.storage.endpoint
-    task = partial(ingest_slice, out=out, rule=rule, endpoint=endpoint)
-    made = map_items(task, todo, label=out.name, name=lambda work: work.slice.uri)
+    task = partial(ingest_slices, out=out, rule=rule, endpoint=config.storage.endpoint)
+    made = map_items(task, todo, label=out.name, name=lambda work: work.slices[0].uri)
     known = {footer["name"]: footer for footers in made for footer in footers}
-    there = _by_slice(lake, out.list()) if todo else before
-    parts = {part: known.get(part) for place in places for part in there[place]}
+    there = _by_group(groups, lake, out.list()) if todo else before
+    parts = {part: known.get(part) for place in groups for part in there[place]}
     footers = all_footers(out, parts, lake)
-    _check_budget(config, add_up(footers.values())["counts"], out)
-    bytes_read = sum(piece.size for piece in lake.slices)
-    return Result(footers, {"rejected_folder": "_rejected", "slices": len(lake.slices), "bytes_read": bytes_read})
+    files = _files(lake, groups, there, footers)
+    _check_budget(config, files, out)
+    figures = {"rejected_folder": "_rejected", "slices": len(lake.slices), "bytes_read": lake.num_bytes}
+    return Result(footers, {**figures, **_report(files)})
 
 
 @dataclass(frozen=True)
 class Work:
-    place: int  # in the lake
-    slice: Slice
+    """Slices whose rows go into the same parts, which bear the place of the last one in the lake."""
+
+    place: int
+    slices: Sequence[Slice]
     chain: str
 
     def part_name(self, number: int, end: str = "") -> str:
         return f"part-{self.place:07d}-{number:04d}-{self.chain}{end}.parquet"
 
 
-def ingest_slice(work: Work, *, out: Folder, rule: Ingest, endpoint: str | None = None) -> list[Footer]:
-    """Footers of the parts made. Lines of parts that are there already are passed over unparsed."""
+def fields_of(rule: Ingest) -> Fields:
+    def paths(names: str | Sequence[str]) -> tuple[str, ...]:
+        return (names,) if isinstance(names, str) else tuple(names)
+
     columns = rule.columns
-    instruction, response = ((c,) if isinstance(c, str) else c for c in (columns.instruction, columns.response))
+    return Fields(paths(columns.instruction), paths(columns.response), columns.messages, rule.multi_turn, rule.carry)
+
+
+def ingest_slices(work: Work, *, out: Folder, rule: Ingest, endpoint: str | None = None) -> list[Footer]:
+    """Footers of the parts made. Rows of parts that are there already are passed over unparsed."""
     there = _first_ones(sorted(name for name in out.list(f"part-{work.place:07d}-") if work.chain in name))
     if _is_whole(there):
         return []
-    read = int(read_footer(out, there[-1])["inputs"]["last_line"]) if there else 0
-    buffer, number, footers = _Buffer(work.slice.uri, rule.carry, last_line=read), len(there), []
-    for line_number, line in _lines(work.slice, endpoint):
-        if line_number <= read:
-            continue
-        if buffer.num_bytes >= rule.part_bytes:
-            footers.append(buffer.commit(out, work.part_name(number)))
-            buffer, number = _Buffer(work.slice.uri, rule.carry), number + 1
-        buffer.add(line_number, line, parse_line(line, instruction, response, rule.carry))
+    fields = fields_of(rule)
+    blocks = (block for piece in work.slices for block in read_slice(piece, fields, endpoint))
+    done = int(read_footer(out, there[-1])["inputs"]["rows_read"]) if there else 0
+    buffer, number, footers = _Buffer(fields, rule.part_bytes, done), len(there), []
+    for read, first in _after(done, blocks, fields):
+        while first < len(read):
+            if buffer.num_bytes >= rule.part_bytes:
+                footers.append(buffer.commit(out, work.part_name(number)))
+                buffer, number = _Buffer(fields, rule.part_bytes, buffer.rows_read), number + 1
+            first = buffer.add(read, first)
     return [*footers, buffer.commit(out, work.part_name(number, "-end"))]
+
+
+def _after(done: int, blocks: Iterator[Block], fields: Fields) -> Iterator[tuple[Read, int]]:
+    """Blocks that have more than the first `done` rows of all, and of each how many of its rows are among them."""
+    for block in blocks:
+        if len(block) > done:
+            yield read_block(block, fields), done
+        done = max(0, done - len(block))
 
 
 @dataclass
 class _Buffer:
     """Rows of the part that is being filled."""
 
-    uri: str
-    carry: Sequence[str]
-    last_line: int = 0
-    rows: list[tuple[Any, ...]] = field(default_factory=list)
-    rejects: list[tuple[Any, ...]] = field(default_factory=list)
+    fields: Fields
+    part_bytes: int
+    rows_read: int  # of its slices, up to here
+    samples: list[pa.Table] = field(default_factory=list)
+    rejects: list[pa.Table] = field(default_factory=list)
     num_bytes: int = 0
+    names: Sequence[str] = ()  # of the fields of its first rows
     started: float = field(default_factory=time.perf_counter)
 
-    def add(self, line_number: int, line: bytes, found: Sample | Reject) -> None:
-        self.last_line = line_number
-        if isinstance(found, Reject):
-            self.rejects.append((self.uri, line_number, found.reason, line[:RAW_BYTES]))
-            self.num_bytes += min(len(line), RAW_BYTES)
-        else:
-            self.rows.append(
-                (found.sample_id, self.uri, line_number, found.instruction, found.response, *found.carried)
-            )
-            self.num_bytes += len(found.instruction) + len(found.response) + sum(map(len, filter(None, found.carried)))
+    def add(self, read: Read, first: int) -> int:
+        """Takes rows from `first` on until it is full; gives the first one that it did not take."""
+        sizes = np.cumsum(read.sizes[first:])
+        last = min(len(read), first + 1 + int(np.searchsorted(sizes, self.part_bytes - self.num_bytes)))
+        taken = read.slice(first, last)
+        self.samples.append(taken.samples)
+        self.rejects.append(taken.rejects)
+        self.names = self.names or read.names
+        self.num_bytes += int(sizes[last - first - 1])
+        self.rows_read += last - first
+        return last
 
     def commit(self, out: Folder, part: str) -> Footer:
         seconds = time.perf_counter() - self.started
-        rejected = Counter(reject[2] for reject in self.rejects)
+        text = [(name, pa.string()) for name in ("instruction", "response", *self.fields.carry)]
+        place = list(zip(PLACE, (pa.string(), pa.int64(), pa.int64()), strict=True))
+        samples = _together(self.samples, [("sample_id", pa.string()), *place, *text])
+        rejects = _together(self.rejects, [*place, ("reason", pa.string()), ("raw", pa.binary())])
+        rejected = Counter(rejects.column("reason").to_pylist())
         if rejected:
-            commit_part(out / "_rejected", part, _table(self.rejects, REJECTED_SCHEMA), counts=rejected)
-        counts, inputs = rejected + Counter(ok=len(self.rows)), {"last_line": str(self.last_line)}
-        schema = pa.schema([*SCHEMA, *((name, pa.string()) for name in self.carry)])
-        return commit_part(out, part, _table(self.rows, schema), counts=counts, seconds=seconds, inputs=inputs)[0]
+            commit_part(out / "_rejected", part, rejects, counts=rejected)
+        counts = rejected + Counter(ok=len(samples))
+        inputs = {"rows_read": str(self.rows_read), "fields": json.dumps(self.names)}
+        return commit_part(out, part, samples, counts=counts, seconds=seconds, inputs=inputs)[0]
 
 
-def _table(rows: Sequence[tuple[Any, ...]], schema: pa.Schema) -> pa.Table:
-    columns = list(zip(*rows, strict=True)) or [()] * len(schema)
-    return pa.table([pa.array(column, kind) for column, kind in zip(columns, schema.types, strict=True)], schema=schema)
+def _together(tables: Sequence[pa.Table], columns: Sequence[tuple[str, pa.DataType]]) -> pa.Table:
+    schema = pa.schema(columns)
+    return pa.concat_tables([schema.empty_table(), *(table.select(schema.names) for table in tables)]).combine_chunks()
 
 
-def _lines(piece: Slice, endpoint: str | None) -> Iterator[tuple[int, bytes]]:
-    """(number from 1, line without its end); blank lines are left out. A file that breaks off is DataError, with its line."""
-    number = 0
-    try:
-        with storage_of(piece.uri, endpoint).stream(piece.uri, piece.size, piece.version) as raw:
-            file = gzip.GzipFile(fileobj=raw) if piece.uri.endswith(".gz") else raw
-            for number, line in enumerate(file, 1):
-                if stripped := line.strip():
-                    yield number, stripped
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise DataError(
-            f"{piece.uri}: not whole gzip after line {number} ({error}). Mend the file, or leave it out of ingest.paths"
-        ) from error
-
-
-def _by_slice(lake: Lake, names: Sequence[str]) -> dict[int, list[str]]:
-    """Parts of each slice, in order. Parts of another lake bear another chain."""
+def _by_group(groups: Collection[int], lake: Lake, names: Sequence[str]) -> dict[int, list[str]]:
+    """Parts of each group, in order. Parts of another lake bear another chain."""
     found: dict[int, list[str]] = {}
     for name in sorted(name for name in names if name.startswith("part-")):
         place, chain = int(name[5:12]), name[18 : 18 + 12]
-        if place < len(lake.chain) and lake.chain[place] == chain:
+        if place in groups and lake.chain[place] == chain:
             found.setdefault(place, []).append(name)
     return {place: _first_ones(parts) for place, parts in found.items()}
 
 
 def _first_ones(parts: Sequence[str]) -> list[str]:
-    """Up to the first gap, which only a repair leaves: parts of a slice are made in order."""
+    """Up to the first gap, which only a repair leaves: parts of a group are made in order."""
     return [part for number, part in enumerate(parts) if int(part[13:17]) == number]
 
 
@@ -167,31 +179,78 @@ def _is_whole(parts: Sequence[str] | None) -> bool:
     return parts is not None and len(parts) > 0 and parts[-1].endswith("-end.parquet")
 
 
-def _check_budget(config: Config, counts: dict[str, int], out: Folder) -> None:
-    samples, read = counts.get("ok", 0), sum(counts.values())
-    reasons = {name: count for name, count in sorted(counts.items(), key=lambda item: -item[1]) if name != "ok"}
-    said = ", ".join(f"{count:,} {name}" for name, count in reasons.items())
-    if not samples and (commonest := next(iter(reasons), "")).endswith("_column"):
+@dataclass(frozen=True)
+class _File:
+    """What was in a file, or in a group of small ones, named by the first."""
+
+    uri: str
+    fields: Sequence[str]  # of its first row
+    counts: Mapping[str, int]
+
+    def mostly(self) -> str:
+        return max(self.counts, key=self.counts.__getitem__, default="")
+
+
+def _files(
+    lake: Lake, groups: Mapping[int, range], there: Mapping[int, Sequence[str]], footers: Mapping[str, Footer]
+) -> list[_File]:
+    files: dict[str, _File] = {}
+    for place, group in groups.items():
+        uri, parts = lake.slices[group.start].uri, [footers[part] for part in there[place]]
+        counts = Counter[str](files[uri].counts if uri in files else {})
+        for part in parts:
+            counts.update(part["counts"])
+        fields = files[uri].fields if uri in files else json.loads(parts[0]["inputs"]["fields"])
+        files[uri] = _File(uri, fields, counts)
+    return list(files.values())
+
+
+def _report(files: Sequence[_File]) -> dict[str, Any]:
+    """Kinds of rows, and files that were not read to their end; of both the first ones by name. What needs a person is logged."""
+    kinds: dict[tuple[str, ...], list[str]] = {}
+    for file in files:
+        if file.fields:
+            kinds.setdefault(tuple(file.fields), []).append(file.uri)
+    broken = [(file.uri, sorted(file.counts.keys() & BROKEN)) for file in files if file.counts.keys() & BROKEN]
+    if broken:
+        log.warning(
+            "ingest: %d of %d files were not read to their end, the first is %s: %s",
+            len(broken),
+            len(files),
+            *broken[0],
+        )
+    if lacking := [file for file in files if file.mostly().endswith("_column")]:
+        said = (len(lacking), len(files), lacking[0].mostly(), _fields_of(lacking[0]))
+        log.warning("ingest: %d of %d files have other fields than ingest.columns names (%s); %s", *said)
+    named = [{"fields": list(fields), "files": len(uris), "first": uris[0]} for fields, uris in kinds.items()]
+    return {"kinds": named[:SHOWN], "broken_files": [list(one) for one in broken[:SHOWN]]}
+
+
+def _fields_of(file: _File) -> str:
+    return f"{file.uri} has {', '.join(map(repr, file.fields)) or 'no fields'}"
+
+
+def _check_budget(config: Config, files: Sequence[_File], out: Folder) -> None:
+    counts = Counter[str]()
+    for file in files:
+        counts.update(file.counts)
+    read = counts.total()
+    samples = counts.pop("ok", 0)
+    said = ", ".join(f"{count:,} {name}" for name, count in counts.most_common())
+    columns = config.ingest.columns
+    if not samples and (commonest := max(counts, key=counts.__getitem__, default="")).endswith("_column"):
         wanted = commonest.removeprefix("no_").removesuffix("_column")
+        talks = [name for name in ("messages", "conversations") if name in files[0].fields and columns.messages is None]
+        remedy = f"ingest.columns={{messages: {talks[0]}}}" if talks else "Set it to a field of the lake's rows"
         raise ConfigError(
-            f"ingest.columns.{wanted}: no row has {getattr(config.ingest.columns, wanted)!r} ({read:,} rows read: {said}). "
-            f"Set it to a field of the lake's rows; {_example(out, commonest)}"
+            f"ingest.columns.{wanted}: no row has {getattr(columns, wanted)!r} ({read:,} rows read: {said}). {remedy}; {_fields_of(files[0])}"
         )
     if not samples:
         raise DataError(f"ingest: {read:,} rows read, none is a sample: {said}. See {out.path}/_rejected")
     if (read - samples) / read > config.ingest.max_rejected_fraction:
+        worst = max(files, key=lambda file: sum(file.counts.values()) - file.counts.get("ok", 0))
         raise DataError(
             f"ingest: {read - samples:,} of {read:,} rows rejected ({(read - samples) / read:.2%}): {said}; allowed "
-            f"{config.ingest.max_rejected_fraction:.2%}. Look at {out.path}/_rejected, then mend the lake or raise "
+            f"{config.ingest.max_rejected_fraction:.2%}; most of them in {worst.uri}. Look at {out.path}/_rejected, then mend the lake or raise "
             "ingest.max_rejected_fraction"
         )
-
-
-def _example(out: Folder, reason: str) -> str:
-    """What fields the first row rejected for this reason has."""
-    folder = out / "_rejected"
-    rejects = (row for part in folder.list() for row in read_part(folder, part).to_pylist())
-    row = next(row for row in rejects if row["reason"] == reason)
-    if len(row["raw"]) == RAW_BYTES:
-        return f"see {folder.path}"
-    return f"line {row['source_line']} of {row['source_uri']} has {', '.join(map(repr, json.loads(row['raw'])))}"

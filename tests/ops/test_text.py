@@ -1,62 +1,34 @@
-import gzip
 import hashlib
-import json
 
 import numpy as np
 import pyarrow as pa
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from raypipe.ops.text import Reject, Sample, draw, id_hex, id_words, is_held_out, parse_line, sample_id
-
-NAMES = (("instruction",), ("response",))
-
-
-@pytest.mark.parametrize(
-    ("line", "reason"),
-    [
-        (b"not json", "not_json"),
-        (b'{"instruction": "a", "response": "b"', "not_json"),
-        (b"[" * 100_000, "not_json"),
-        (b'\xff{"instruction": "a"}', "invalid_utf8"),
-        (b'["a"]', "not_an_object"),
-        (b'{"instruction": "a"}', "no_response_column"),
-        (b'{"response": "a"}', "no_instruction_column"),
-        (b'{"instruction": 7, "response": "b"}', "instruction_not_text"),
-        (b'{"instruction": "a", "response": null}', "empty_response"),
-        (b'{"instruction": "a", "response": " \\n\\t"}', "empty_response"),
-        (b'{"instruction": "", "response": "b"}', "empty_instruction"),
-        (b'{"instruction": "\\ud800", "response": "b"}', "lone_surrogate"),
-    ],
-)
-def test_every_bad_line_has_its_reason(line, reason):
-    """A line that is silently dropped, or kills the run, is lost data."""
-    assert parse_line(line, *NAMES) == Reject(reason)
-
-
-def test_every_row_of_code_alpaca_is_read_or_has_a_reason(shared):
-    """Real data: 20,022 rows, of which 6 have no response."""
-    found = []
-    for path in sorted((shared / "data" / "code_alpaca_20k").glob("*.gz")):
-        with gzip.open(path) as lines:
-            found += [parse_line(line, ("instruction", "input"), ("output",)) for line in lines]
-    reasons = [row.reason for row in found if isinstance(row, Reject)]
-    assert len(found) == 20_022 and reasons == ["empty_response"] * 6
-
-
-def test_joined_columns_leave_empty_ones_out():
-    """Alpaca's `input` is mostly empty; a trailing newline would change every sample_id."""
-    rows = [{"i": "Add.", "x": x, "o": "ok"} for x in ("1 + 2", "", None)]
-    found = [parse_line(json.dumps(row).encode(), ("i", "x"), ("o",)) for row in rows]
-    assert [sample.instruction for sample in found] == ["Add.\n1 + 2", "Add.", "Add."]
+from raypipe.ops.text import draw, id_hex, id_words, is_held_out, normalise, normalise_all, sample_id, sample_ids
 
 
 def test_sample_id_by_hand():
     """The id is a promise to other programs: blake2b-128 of 'instruction NUL response' in UTF-8."""
     assert sample_id("a", "b") == hashlib.blake2b(b"a\x00b", digest_size=16).hexdigest()
-    line = json.dumps({"instruction": "  e\u0301 ", "response": "b\n"}).encode()
-    assert parse_line(line, *NAMES) == Sample(sample_id("\u00e9", "b"), "\u00e9", "b")
+    assert normalise("  e\u0301 \n") == "\u00e9"
+
+
+TEXT = st.text(
+    st.sampled_from("ab \n\t\x1c\x85\u00a0\u0301e\u00e9\u2028\u3000\U00016123") | st.characters(codec="utf-8"),
+    max_size=12,
+)
+
+
+@given(st.lists(st.tuples(TEXT, TEXT), max_size=9))
+def test_many_at_once_are_as_one_by_one(pairs):
+    """A part that was read in one block, and one that was read row by row, would give one sample two ids."""
+    columns = [pa.array([pair[side] for pair in pairs], pa.string()) for side in (0, 1)]
+    normalised = [normalise_all(column) for column in columns]
+    assert [texts.to_pylist() for texts in normalised] == [[normalise(pair[side]) for pair in pairs] for side in (0, 1)]
+    assert sample_ids(*normalised).to_pylist() == [sample_id(*map(normalise, pair)) for pair in pairs]
+    later = [column[1:] for column in normalised]
+    assert sample_ids(*later).to_pylist() == [sample_id(*map(normalise, pair)) for pair in pairs[1:]]
 
 
 @given(st.lists(st.binary(min_size=16, max_size=16), max_size=50))
