@@ -134,20 +134,24 @@ def _first(clean: Table, found: Sequence[Place]) -> Place:
 def _ingested(ingest: Table, place: Place) -> str:
     row = _row(ingest, place)
     texts = f"instruction: {_short(row['instruction'])}\nresponse: {_short(row['response'])}"
-    fixed = ("sample_id", "source_uri", "source_line", "instruction", "response")
+    fixed = ("sample_id", "source_uri", "source_line", "source_offset", "instruction", "response")
     carried = "".join(f"\n{name}: {value}" for name, value in row.items() if name not in fixed)
-    return f"line {row['source_line']} of {row['source_uri']}\n{texts}{carried}"
+    return f"{_source(row)}\n{texts}{carried}"
+
+
+def _source(row: Mapping[str, Any]) -> str:
+    """After a cut of a large file nobody counted its lines."""
+    place = f"byte {row['source_offset']}" if row["source_line"] is None else f"line {row['source_line']}"
+    return f"{place} of {row['source_uri']}"
 
 
 def _cleaned(tables: Mapping[str, Table], found: Sequence[Place], place: Place) -> str:
     row = _row(tables["clean"].only("status", "evidence"), place)
     if row["status"] != "ok":
         return f"dropped as {row['status']}: {row['evidence']}"
-    source = tables["ingest"].only("source_uri", "source_line")
+    source = tables["ingest"].only("source_uri", "source_line", "source_offset")
     repeats = [_row(source, other) for other in found if other != place]
-    lines = "".join(
-        f"\nrepeated by line {row['source_line']} of {row['source_uri']}, which was dropped" for row in repeats
-    )
+    lines = "".join(f"\nrepeated by {_source(row)}, which was dropped" for row in repeats)
     return f"a sample: no earlier row has its texts{lines}"
 
 

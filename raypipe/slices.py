@@ -34,6 +34,7 @@ EXPANSION, EXPANSION_BYTES = (
 BLOCK_ROWS = 8_192  # of a table
 PAGES_BYTES = 4 << 20  # of each column of a Parquet file that are read at once
 UNREADABLE = (pa.ArrowInvalid, pa.ArrowNotImplementedError, pa.ArrowTypeError, OSError)  # what changed bytes lead to
+GZIP, ZSTD, ARROW_FILE, ARROW_STREAM = NO_TEXT = (b"\x1f\x8b", b"\x28\xb5\x2f\xfd", b"ARROW1", b"\xff\xff\xff\xff")
 ARRAY = re.compile(rb"(\xef\xbb\xbf)?\s*\[\s*([{\]]|$)")
 
 
@@ -48,20 +49,24 @@ def read_slice(piece: Slice, fields: Fields, endpoint: str | None) -> Iterator[B
         file.seek(0)
         if head.startswith(b"PAR1"):
             yield from _parquet(getattr(file, "raw", file), piece, fields)
-        elif head.startswith(b"ARROW1") or (
-            head.startswith(b"\xff\xff\xff\xff") and head[7:8] == b"\0"
-        ):  # the schema's length
-            yield from _arrow(file, piece.uri, is_file=head.startswith(b"ARROW1"))
-        elif head.startswith(b"\x1f\x8b"):
-            yield from _rows_of(_chunks(gzip.GzipFile(fileobj=file), piece, "broken_gzip"), piece)
-        elif head.startswith(b"\x28\xb5\x2f\xfd"):
-            yield from _rows_of(_chunks(zstd.ZstdFile(file), piece, "broken_zstd"), piece)
         elif piece.start == 0:
-            yield from _rows_of(_chunks(file, piece), piece)
-        elif not ARRAY.match(head):
+            yield from _from_front(file, piece, head)
+        elif not head.startswith(NO_TEXT) and not ARRAY.match(head):
             yield from _after_cut(file, piece)
         file.seek(0, io.SEEK_END)
         file.read(1)  # at the end of a file its version is looked at
+
+
+def _from_front(file: BinaryIO, piece: Slice, head: bytes) -> Iterator[Block]:
+    """What cannot be read from the middle on: of several slices of it, the first one has all."""
+    if head.startswith(GZIP):
+        yield from _rows_of(_chunks(gzip.GzipFile(fileobj=file), piece, "broken_gzip"), piece.uri)
+    elif head.startswith(ZSTD):
+        yield from _rows_of(_chunks(zstd.ZstdFile(file), piece, "broken_zstd"), piece.uri)
+    elif head.startswith(ARROW_FILE) or (head.startswith(ARROW_STREAM) and head[7:8] == b"\0"):  # the schema's length
+        yield from _arrow(file, piece.uri, is_file=head.startswith(ARROW_FILE))
+    else:
+        yield from _rows_of(_chunks(file, piece), piece.uri, end=piece.end)
 
 
 def _chunks(file: Any, piece: Slice, broken: str = "") -> Iterator[bytes]:
@@ -82,14 +87,11 @@ def _chunks(file: Any, piece: Slice, broken: str = "") -> Iterator[bytes]:
     yield b"".join(pieces)
 
 
-def _rows_of(chunks: Iterator[bytes], piece: Slice) -> Iterator[Block]:
+def _rows_of(chunks: Iterator[bytes], uri: str, *, end: int | None = None) -> Iterator[Block]:
     """Of a text from its beginning: an array, and what comes after it, or lines."""
     first = next(chunks)
     chunks = itertools.chain([first], chunks)
-    if ARRAY.match(first):
-        yield from _array(chunks, piece.uri)
-    else:
-        yield from _lines(chunks, piece.uri, end=piece.end)
+    yield from _array(chunks, uri) if ARRAY.match(first) else _lines(chunks, uri, end=end)
 
 
 def _after_cut(file: BinaryIO, piece: Slice) -> Iterator[Block]:

@@ -216,7 +216,7 @@ def test_more_files_compute_only_their_own_parts(copy, finished, tmp_path):
         assert {name: after[name] for name in before[stage]} == before[stage], f"{stage} wrote an old part again"
         new = set(after) - set(before[stage])
         assert {name[:12] for name in new} == {"part-0000004", "part-0000005", "part-0000006"}
-        made = f"{len(new)} of {len(after)} parts" if stage != "ingest" else "3 of 7 files"
+        made = f"{len(new)} of {len(after)} parts" if stage != "ingest" else "3 of 7 slices"
         assert f"{folders[stage].name}: {made} to make" in grown.stderr, f"{stage} computed an old part again"
     unbroken = tmp_path / "unbroken"  # embed and score follow from these part by part
     done = raypipe("run", *words[:-1], "clean", f"storage.root={unbroken}")

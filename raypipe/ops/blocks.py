@@ -62,7 +62,7 @@ class Lines:
         return len(self.starts)
 
     def names(self) -> Sequence[str]:
-        return next((sorted(row) for row in self._first() if isinstance(row, dict)), [])
+        return next((list(row) for row in self._first() if isinstance(row, dict)), [])
 
     def table(self, fields: Fields) -> pa.Table | None:
         """Each row begins with { and ends with }, and there are as many objects as rows: so each row is one object."""
@@ -161,7 +161,7 @@ class Records:
         return pa.nulls(len(self), pa.int64())
 
     def names(self) -> Sequence[str]:
-        return sorted(self.rows.column_names)
+        return list(self.rows.column_names)
 
     def table(self, fields: Fields) -> pa.Table | None:
         return self.rows

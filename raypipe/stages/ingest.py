@@ -56,7 +56,7 @@ def run(config: Config, inputs: Inputs, out: Folder) -> Result:
         for place, group in groups.items()
         if not _is_whole(before.get(place))
     ]
-    log.info("%s: %d of %d slices to read", out.name, sum(len(work.slices) for work in todo), len(lake.slices))
+    log.info("%s: %d of %d slices to make", out.name, sum(len(work.slices) for work in todo), len(lake.slices))
     random.shuffle(todo)  # a second driver seldom takes the same file
     task = partial(ingest_slices, out=out, rule=rule, endpoint=config.storage.endpoint)
     made = map_items(task, todo, label=out.name, name=lambda work: work.slices[0].uri)
@@ -210,8 +210,10 @@ def _report(files: Sequence[_File]) -> dict[str, Any]:
     kinds: dict[tuple[str, ...], list[str]] = {}
     for file in files:
         if file.fields:
-            kinds.setdefault(tuple(file.fields), []).append(file.uri)
-    broken = [(file.uri, sorted(file.counts.keys() & BROKEN)) for file in files if file.counts.keys() & BROKEN]
+            kinds.setdefault(tuple(sorted(file.fields)), []).append(file.uri)
+    broken = [
+        (file.uri, ", ".join(sorted(file.counts.keys() & BROKEN))) for file in files if file.counts.keys() & BROKEN
+    ]
     if broken:
         log.warning(
             "ingest: %d of %d files were not read to their end, the first is %s: %s",
