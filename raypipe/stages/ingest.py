@@ -243,7 +243,7 @@ def _check_budget(config: Config, files: Sequence[_File], out: Folder) -> None:
     if not samples and (commonest := max(counts, key=counts.__getitem__, default="")).endswith("_column"):
         wanted = commonest.removeprefix("no_").removesuffix("_column")
         talks = [name for name in ("messages", "conversations") if name in files[0].fields and columns.messages is None]
-        remedy = f"ingest.columns={{messages: {talks[0]}}}" if talks else "Set it to a field of the lake's rows"
+        remedy = f"Set ingest.columns={{messages: {talks[0]}}}" if talks else "Set it to a field of the lake's rows"
         raise ConfigError(
             f"ingest.columns.{wanted}: no row has {getattr(columns, wanted)!r} ({read:,} rows read: {said}). {remedy}; {_fields_of(files[0])}"
         )
