@@ -112,6 +112,14 @@ def _export(options: argparse.Namespace) -> None:
         print(export.shown(export.export(config, options.dir, options.format)))
 
 
+def _replay(options: argparse.Namespace) -> None:
+    from raypipe import replay  # loads Arrow
+
+    config = load_config(options.config, options.overrides)
+    with stopping.listening():
+        print(replay.replay(config, options.file))
+
+
 def _words_and_config(options: argparse.Namespace) -> tuple[list[str], Config]:
     """Of a verb that takes words of its own beside overrides."""
     overrides = [word for word in options.overrides if "=" in word]
@@ -192,9 +200,13 @@ def _parser() -> argparse.ArgumentParser:
     export = verbs.add_parser("export", help="the selection as files for other trainers, with a dataset card")
     export.add_argument("--format", choices=FORMATS, default=FORMATS[0], help="of the files (default: %(default)s)")
     export.set_defaults(verb=_export)
+    replay = verbs.add_parser(
+        "replay", help="rows that ingest rejected, as a file to mend; then the mended file, ingested"
+    )
+    replay.set_defaults(verb=_replay)
     doctor = verbs.add_parser("doctor", help="versions, accelerators, credentials, reach of every path of a config")
     doctor.set_defaults(verb=_doctor)
-    for with_config in (run, plan, sweep_k, ablate, explain, export, doctor):
+    for with_config in (run, plan, sweep_k, ablate, explain, export, replay, doctor):
         with_config.add_argument(
             "config",
             metavar="EXPERIMENT" if with_config is ablate else "CONFIG",
@@ -203,6 +215,8 @@ def _parser() -> argparse.ArgumentParser:
         )
         if with_config is export:
             export.add_argument("dir", metavar="DIR", help="folder or s3:// URL, empty or with this export begun")
+        if with_config is replay:
+            replay.add_argument("file", metavar="FILE", help="written where it is not there; may be s3://")
         words = {sweep_k: "K | key.path=value", explain: "SAMPLE_ID | key.path=value"}.get(
             with_config, "key.path=value"
         )

@@ -108,6 +108,7 @@ MAY_IMPORT = {  # of raypipe, beside itself; a module that is not here may impor
     "model_card_figures": {"config", "identity", "ops", "stage", "store"},
     "screen": {"cost", "identity", "ops", "padding", "pipeline", "store"},
     "records": {"errors", "recipes", "s3", "stage", "store"},
+    "replay": {"config", "errors", "lake", "ops", "part", "pipeline", "stages", "store"},
     "explanation": {"config", "errors", "ops", "packs", "part", "records", "stage", "store"},
     "progress": {"cost", "owner", "records", "screen", "stage", "store"},
     "comparison": {"identity", "ops", "part", "pipeline", "sampled", "screen", "stage", "store"},

@@ -14,7 +14,7 @@ import logging
 import random
 import time
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -50,7 +50,7 @@ log = logging.getLogger("raypipe")
 def run(config: Config, inputs: Inputs, out: Folder) -> Result:
     lake, rule = inputs.lake, config.ingest
     groups = {group[-1]: group for group in lake.groups()}
-    before = _by_group(groups, lake, out.list())
+    before = _first_parts(lake, out)
     todo = [
         Work(place, lake.slices[group.start : group.stop], lake.chain[place])
         for place, group in groups.items()
@@ -61,7 +61,7 @@ def run(config: Config, inputs: Inputs, out: Folder) -> Result:
     task = partial(ingest_slices, out=out, rule=rule, endpoint=config.storage.endpoint)
     made = map_items(task, todo, label=out.name, name=lambda work: work.slices[0].uri)
     known = {footer["name"]: footer for footers in made for footer in footers}
-    there = _by_group(groups, lake, out.list()) if todo else before
+    there = _first_parts(lake, out) if todo else before
     parts = {part: known.get(part) for place in groups for part in there[place]}
     footers = all_footers(out, parts, lake)
     files = _files(lake, groups, there, footers)
@@ -160,14 +160,19 @@ def _together(tables: Sequence[pa.Table], columns: Sequence[tuple[str, pa.DataTy
     return pa.concat_tables([schema.empty_table(), *(table.select(schema.names) for table in tables)]).combine_chunks()
 
 
-def _by_group(groups: Collection[int], lake: Lake, names: Sequence[str]) -> dict[int, list[str]]:
-    """Parts of each group, in order. Parts of another lake bear another chain."""
+def parts_of(lake: Lake, names: Sequence[str]) -> dict[int, list[str]]:
+    """Of names in a folder the parts of this lake, in order, by the place that they bear. Parts of another lake bear another chain."""
+    ends = {group[-1] for group in lake.groups()}
     found: dict[int, list[str]] = {}
     for name in sorted(name for name in names if name.startswith("part-")):
         place, chain = int(name[5:12]), name[18 : 18 + 12]
-        if place in groups and lake.chain[place] == chain:
+        if place in ends and lake.chain[place] == chain:
             found.setdefault(place, []).append(name)
-    return {place: _first_ones(parts) for place, parts in found.items()}
+    return found
+
+
+def _first_parts(lake: Lake, out: Folder) -> dict[int, list[str]]:
+    return {place: _first_ones(parts) for place, parts in parts_of(lake, out.list()).items()}
 
 
 def _first_ones(parts: Sequence[str]) -> list[str]:
@@ -253,6 +258,6 @@ def _check_budget(config: Config, files: Sequence[_File], out: Folder) -> None:
         worst = max(files, key=lambda file: sum(file.counts.values()) - file.counts.get("ok", 0))
         raise DataError(
             f"ingest: {read - samples:,} of {read:,} rows rejected ({(read - samples) / read:.2%}): {said}; allowed "
-            f"{config.ingest.max_rejected_fraction:.2%}; most of them in {worst.uri}. Look at {out.path}/_rejected, then mend the lake or raise "
+            f"{config.ingest.max_rejected_fraction:.2%}; most of them in {worst.uri}. Look at {out.path}/_rejected, mend them (raypipe replay CONFIG FILE) or the lake, or raise "
             "ingest.max_rejected_fraction"
         )
