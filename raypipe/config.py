@@ -98,6 +98,16 @@ class Ingest(Section):
         return carry
 
 
+class Clean(Section):
+    NOT_CONTENT = frozenset({"decontaminate"})  # their files' digests are in the recipe instead
+    # of word 5-grams of instruction and response (Jaccard): the later one of two samples at least so near goes; null: exact duplicates only
+    near_duplicate_similarity: Annotated[float, Field(ge=0.3, le=1)] | None = None
+    decontaminate: tuple[
+        str, ...
+    ] = ()  # evaluation sets (JSONL): a sample that shares ngram_words words in a row with one goes
+    ngram_words: Annotated[int, Field(ge=5)] = 13
+
+
 def _as_paths(value: Any) -> Any:
     return (value,) if isinstance(value, str) else tuple(value) if isinstance(value, list) else value
 
@@ -272,6 +282,7 @@ class Config(Section):
     model: str
     template: Template = "### Instruction:\n{instruction}\n### Response:\n"  # or: chat (the tokenizer's own)
     ingest: Ingest
+    clean: Clean = Clean()
     embed: Embed
     cluster: Cluster = Cluster()
     score: Score = Score()

@@ -63,13 +63,35 @@ def read_part(folder: Folder, part: str, columns: Sequence[str] | None = None) -
             pa.BufferReader(data), columns=None if columns is None else list(columns), use_threads=False
         )
         metadata = pq.read_metadata(pa.BufferReader(data)).metadata  # the table's is a second copy
-        wanted, found = _account(folder, part, metadata)["columns"], column_digests(table)
+        wanted = _account(folder, part, metadata)["columns"]
     except UNREADABLE as error:
         raise damaged(folder, part, f"it cannot be read ({_first_line(error)})") from error
-    for name in wanted if columns is None else columns:
+    _check_digests(folder, part, table, wanted, list(wanted) if columns is None else columns)
+    return table.replace_schema_metadata({FOOTER: metadata[FOOTER], PART: part})
+
+
+def read_columns(folder: Folder, part: str, columns: Sequence[str]) -> pa.Table:
+    """Of a part with many columns these alone, by a request each; the others stay where they are."""
+    try:
+        with folder.open(part) as file:
+            parquet = pq.ParquetFile(file)
+            table, wanted = (
+                parquet.read(list(columns), use_threads=False),
+                _account(folder, part, parquet.metadata.metadata),
+            )
+    except UNREADABLE as error:
+        raise damaged(folder, part, f"it cannot be read ({_first_line(error)})") from error
+    _check_digests(folder, part, table, wanted["columns"], columns)
+    return table
+
+
+def _check_digests(
+    folder: Folder, part: str, table: pa.Table, wanted: Mapping[str, str], columns: Sequence[str]
+) -> None:
+    found = column_digests(table)
+    for name in columns:
         if found.get(name) != wanted.get(name):
             raise damaged(folder, part, f"column {name!r} has digest {found.get(name)}, wanted {wanted.get(name)}")
-    return table.replace_schema_metadata({FOOTER: metadata[FOOTER], PART: part})
 
 
 def damaged(folder: Folder, part: str, what: str) -> DataError:

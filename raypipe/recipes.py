@@ -9,6 +9,7 @@ from typing import Any
 from raypipe.config import Config
 from raypipe.identity import model_identity, object_digest, read_object, resolved_backend
 from raypipe.lake import chain_digests, list_slices
+from raypipe.ops.leaks import grams_of
 from raypipe.ops.problems import read_problems
 from raypipe.stage import Stage
 
@@ -16,6 +17,21 @@ from raypipe.stage import Stage
 def _given(key: str, config: Config, paths: Sequence[str]) -> dict[str, Any]:
     """Files are told apart as those of a lake are."""
     return {"given": chain_digests(list_slices(key, paths, endpoint=config.storage.endpoint))[-1]}
+
+
+def _clean_content(config: Config) -> dict[str, Any]:
+    """What is not looked for names nothing."""
+    clean, content = config.clean, dict[str, Any]()
+    if clean.near_duplicate_similarity is not None:
+        content["near_duplicate_similarity"] = clean.near_duplicate_similarity
+    if clean.decontaminate:
+        sets = {path: read_object("clean.decontaminate", path, config.storage.endpoint) for path in clean.decontaminate}
+        grams_of(sets, clean.ngram_words)  # what is wrong with them is better said now
+        content |= {
+            "ngram_words": clean.ngram_words,
+            "sets": [hashlib.sha256(data).hexdigest() for data in sets.values()],
+        }
+    return content
 
 
 def _embed_content(config: Config) -> dict[str, Any]:
@@ -86,7 +102,7 @@ def _always(config: Config) -> bool:
 
 STAGES = (
     Stage("ingest", (), lambda c: c.ingest.content(), version=2),
-    Stage("clean", ("ingest",), lambda c: {}),
+    Stage("clean", ("ingest",), _clean_content),
     Stage(
         "embed",
         ("ingest", "clean"),

@@ -2,42 +2,65 @@
 
 One map puts each part's sample_ids aside, sorted (`_ids/`, 16 bytes a row: whole ids, so that no two samples are ever taken
 for one); one task per bucket of leading bits finds the later rows; one map marks. Growth reads `_ids` of old parts, never
-their text.
+their text. Near duplicates go the same way, on band keys of MinHash (`_looks/`, 180 bytes a row, of which a task reads 40), and what leaks
+from an evaluation set is found in the map that makes those.
 
-Columns: sample_id, status (ok, duplicate), evidence (of a duplicate: part and row of the first), and those of ingest.carry, so that
-who wants them does not read the texts.
+Columns: sample_id, status (the first that applies of duplicate, contaminated, near_duplicate, ok), evidence (of a duplicate: part and row of the
+first; of a leak: where, of which problem, and the words), and those of ingest.carry, so that who wants them does not read the texts.
 """
 
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from raypipe.config import Config
+from raypipe.config import Clean, Config
+from raypipe.identity import read_object
 from raypipe.items import map_items
+from raypipe.ops.leaks import Grams, find_leaks, grams_of
+from raypipe.ops.minhash import PERMUTATIONS, bands_and_sketches, near_pairs, rows_a_band
 from raypipe.ops.text import id_words
-from raypipe.part import THREADS, Table, commit_part
+from raypipe.part import THREADS, Table, commit_part, read_columns
 from raypipe.parts import map_parts
 from raypipe.resources import Pool
 from raypipe.stage import Inputs, Result
 from raypipe.store import Folder
 
-BUCKET_ROWS = 4_000_000  # of ids that one task sorts: about 300 MB
+BUCKET_ROWS = 4_000_000  # of ids, or band keys, that one task sorts: about 300 MB
+SKETCH = tuple(f"sketch_{place}" for place in range(4))
 
 
 def run(config: Config, inputs: Inputs, out: Folder) -> Result:
-    ids, samples = inputs["ingest"].only("sample_id"), inputs["ingest"].only("sample_id", *config.ingest.carry)
-    todo = set(ids.parts) - set(out.list())
+    samples, rule = inputs["ingest"].only("sample_id", *config.ingest.carry), config.clean
+    parts, num_rows = samples.parts, inputs["ingest"].manifest["rows"]
+    found = {"duplicate": Table(out / "_duplicates", parts)}
+    looks = Table(out / "_looks", parts)
+    todo = set(parts) - set(out.list())
     if todo:
-        map_parts(SortIds, [ids], out / "_ids", pool=Pool(), light=True)
-        _put_duplicates(Table(out / "_ids", ids.parts), todo, inputs["ingest"].manifest["rows"], out / "_duplicates")
-    return Result(map_parts(Mark, [samples, Table(out / "_duplicates", ids.parts)], out, pool=Pool(), light=True))
+        ids = Table(out / "_ids", parts)
+        map_parts(SortIds, [samples.only("sample_id")], ids.folder, pool=Pool(), light=True)
+        _put(find_duplicates, ids, _buckets([0], num_rows), todo, out / "_duplicates")
+    if rule.decontaminate or rule.near_duplicate_similarity is not None:
+        found["contaminated"] = looks.only("leak")
+        if todo:
+            make = partial(Look, rule, _grams(config))
+            map_parts(make, [inputs["ingest"].only("instruction", "response")], looks.folder, pool=Pool())
+    if rule.near_duplicate_similarity is not None:
+        found["near_duplicate"] = Table(out / "_near", parts)
+        if todo:
+            bands = range(PERMUTATIONS // rows_a_band(rule.near_duplicate_similarity))
+            near = partial(find_near, similarity=rule.near_duplicate_similarity)
+            _put(near, looks, _buckets(bands, num_rows), todo, out / "_near")
+    return Result(map_parts(partial(Mark, tuple(found)), [samples, *found.values()], out, pool=Pool(), light=True))
 
 
 class SortIds:
@@ -47,40 +70,93 @@ class SortIds:
         return pa.table({"high": words_N2[order, 0], "low": words_N2[order, 1], "row": order.astype(np.int32)})
 
 
-class Mark:
-    """`tables`: sample_ids and carried columns of a part, and which of its rows are later duplicates, of what."""
+class Look:
+    """Looks at texts: what leaks from an evaluation set, and the band keys and sketches by which near duplicates are found."""
+
+    def __init__(self, rule: Clean, grams: Grams | None) -> None:
+        self.similarity, self.grams = rule.near_duplicate_similarity, grams
 
     def __call__(self, tables: list[pa.Table]) -> pa.Table:
-        samples, duplicates = tables
+        instructions, responses = (tables[0].column(name).combine_chunks() for name in ("instruction", "response"))
+        made: dict[str, Any] = {"leak": pa.array(self._leaks(instructions, responses), pa.string())}
+        if self.similarity is not None:
+            both = pc.binary_join_element_wise(instructions, responses, "\n")
+            keys, sketches = bands_and_sketches(both, self.similarity)
+            made |= dict(zip(SKETCH, sketches, strict=True)) | {_band(place): key for place, key in enumerate(keys)}
+        return pa.table(made)
+
+    def _leaks(self, instructions: pa.StringArray, responses: pa.StringArray) -> list[str | None]:
+        if self.grams is None:
+            return [None] * len(instructions)
+        asked, answered = find_leaks(instructions, self.grams), find_leaks(responses, self.grams)
+        pairs = zip(asked, answered, strict=True)
+        return [(one and f"instruction, {one}") or (other and f"response, {other}") for one, other in pairs]
+
+
+def _band(place: int) -> str:
+    return f"band_{place:03d}"
+
+
+def _grams(config: Config) -> Grams | None:
+    rule, endpoint = config.clean, config.storage.endpoint
+    sets = {path: read_object("clean.decontaminate", path, endpoint) for path in rule.decontaminate}
+    return grams_of(sets, rule.ngram_words) if sets else None
+
+
+class Mark:
+    """`tables`: sample_ids and carried columns of a part, then for each of `statuses` its rows (`row`, `first`), or a column `leak` of evidence."""
+
+    def __init__(self, statuses: Sequence[str]) -> None:
+        self.statuses = statuses
+
+    def __call__(self, tables: list[pa.Table]) -> pa.Table:
+        samples, *found = tables
         status = np.full(len(samples), "ok", object)
         evidence = np.full(len(samples), None, object)
-        rows = duplicates.column("row").to_numpy()
-        status[rows] = "duplicate"
-        evidence[rows] = duplicates.column("first").to_pylist()
-        made = pa.table(
-            {
-                "sample_id": samples.column("sample_id"),
-                "status": pa.array(status, pa.string()),
-                "evidence": pa.array(evidence, pa.string()),
-            }
-        )
-        for name in samples.column_names[1:]:
-            made = made.append_column(name, samples.column(name))
-        return made
+        for name, table in reversed([*zip(self.statuses, found, strict=True)]):  # the first one has the last word
+            if table.column_names == ["leak"]:
+                rows = np.flatnonzero(table.column("leak").is_valid())
+                said = table.column("leak").drop_null().to_pylist()
+            else:
+                rows, said = table.column("row").to_numpy(), table.column("first").to_pylist()
+            status[rows], evidence[rows] = name, said
+        columns = {"status": pa.array(status, pa.string()), "evidence": pa.array(evidence, pa.string())}
+        carried = {name: samples.column(name) for name in samples.column_names[1:]}
+        return pa.table({"sample_id": samples.column("sample_id"), **columns, **carried})
 
 
-def find_duplicates(bucket: tuple[int, int], ids: Table) -> NDArray[np.int64]:
-    """[4, M]: part and row of every later duplicate whose leading word lies in [a, b), then part and row of the first."""
-    low_bound, high_bound = bucket
+@dataclass(frozen=True)
+class Bucket:
+    """Of some bands, the keys in [low, high)."""
+
+    bands: Sequence[int]
+    low: int
+    high: int
+
+    def slice(self, keys_N: NDArray[np.uint64]) -> NDArray[np.bool_]:
+        return np.asarray((keys_N >= np.uint64(self.low)) & (keys_N <= np.uint64(self.high - 1)))
+
+
+def _buckets(bands: Sequence[int], num_rows: int) -> list[Bucket]:
+    """Each of BUCKET_ROWS at most, as keys are spread evenly; several bands where rows are few."""
+    ranges = -(-max(num_rows, 1) // BUCKET_ROWS)
+    together = max(1, BUCKET_ROWS // max(num_rows, 1))
+    edges = [2**64 * n // ranges for n in range(ranges + 1)]
+    runs = [bands[first : first + together] for first in range(0, len(bands), together)]
+    return [Bucket(run, low, high) for run in runs for low, high in itertools.pairwise(edges)]
+
+
+Pairs = NDArray[np.int64]  # [4, M]: part and row of later rows, then part and row of the first of each
+
+
+def find_duplicates(bucket: Bucket, table: Table) -> Pairs:
+    """Rows whose id is an earlier one's."""
     pieces = []
-    for place, part in enumerate(ids.parts):
-        table = ids.read(part)
-        high = table.column("high").to_numpy()
-        a, b = (
-            np.searchsorted(high, np.uint64(low_bound)),
-            len(high) if high_bound >= 2**64 else np.searchsorted(high, np.uint64(high_bound)),
-        )
-        low, row = table.column("low").to_numpy()[a:b], table.column("row").to_numpy()[a:b]
+    for place, part in enumerate(table.parts):
+        ids = table.read(part)
+        high = ids.column("high").to_numpy()
+        a, b = np.searchsorted(high, np.uint64(bucket.low)), np.searchsorted(high, np.uint64(bucket.high - 1), "right")
+        low, row = ids.column("low").to_numpy()[a:b], ids.column("row").to_numpy()[a:b]
         pieces.append(np.stack([high[a:b], low, np.full(b - a, place, np.uint64), row.astype(np.uint64)]))
     high, low, place, row = np.concatenate(pieces, axis=1)
     order = np.lexsort([row, place, low, high])
@@ -91,20 +167,44 @@ def find_duplicates(bucket: tuple[int, int], ids: Table) -> NDArray[np.int64]:
     return np.stack([place[later], row[later], place[first[same]], row[first[same]]]).astype(np.int64)
 
 
-def _put_duplicates(ids: Table, todo: set[str], num_rows: int, out: Folder) -> None:
+def find_near(bucket: Bucket, table: Table, *, similarity: float) -> Pairs:
+    """Rows that meet an earlier one in a band, and whose sketches are as near as that. Of several earlier ones the first."""
+    return _first_each(np.concatenate([_near_in(band, bucket, table, similarity) for band in bucket.bands], axis=1))
+
+
+def _near_in(band: int, bucket: Bucket, looks: Table, similarity: float) -> Pairs:
+    pieces = []
+    for place, part in enumerate(looks.parts):
+        table = read_columns(looks.folder, part, [_band(band), *SKETCH])
+        key, *sketch = (table.column(name).to_numpy() for name in (_band(band), *SKETCH))
+        (row,) = np.nonzero(bucket.slice(key))
+        pieces.append(
+            np.stack([key[row], *(word[row] for word in sketch), np.full(len(row), place), row]).astype(np.uint64)
+        )
+    key, *sketch, place, row = np.concatenate(pieces, axis=1)
+    later, first = near_pairs(key, np.stack(sketch), similarity)
+    return np.stack([place[later], row[later], place[first], row[first]]).astype(np.int64)
+
+
+def _first_each(pairs: Pairs) -> Pairs:
+    """Of each later row the pair with the earliest first one."""
+    pairs = pairs[:, np.lexsort(pairs[::-1])]
+    is_first = np.ones(pairs.shape[1], bool)
+    is_first[1:] = (pairs[:2, 1:] != pairs[:2, :-1]).any(axis=0)
+    return pairs[:, is_first]
+
+
+def _put(find: Callable[..., Pairs], table: Table, buckets: list[Bucket], todo: set[str], out: Folder) -> None:
     """One small part for each of `todo`: `row`, and `first` as 'part row' of the row it repeats."""
-    count = -(-max(num_rows, 1) // BUCKET_ROWS)
-    edges = [2**64 * n // count for n in range(count + 1)]
-    found = map_items(partial(find_duplicates, ids=ids), list(itertools.pairwise(edges)), label=out.name)
-    part_N, row_N, first_part_N, first_row_N = np.concatenate(found, axis=1)
-    places = [place for place, part in enumerate(ids.parts) if part in todo]
+    found = map_items(partial(find, table=table), buckets, label=out.name)
+    part_N, row_N, first_part_N, first_row_N = _first_each(np.concatenate(found, axis=1))
+    places = [place for place, part in enumerate(table.parts) if part in todo]
 
     def put(place: int) -> None:
         (mine,) = np.nonzero(part_N == place)
-        mine = mine[np.argsort(row_N[mine])]
-        first = [f"{ids.parts[p]} {r}" for p, r in zip(first_part_N[mine], first_row_N[mine], strict=True)]
+        first = [f"{table.parts[p]} {r}" for p, r in zip(first_part_N[mine], first_row_N[mine], strict=True)]
         columns: dict[str, Any] = {"row": pa.array(row_N[mine], pa.int32()), "first": pa.array(first, pa.string())}
-        commit_part(out, ids.parts[place], pa.table(columns), counts={})
+        commit_part(out, table.parts[place], pa.table(columns), counts={})
 
     with ThreadPoolExecutor(THREADS) as threads:
         list(threads.map(put, places))
