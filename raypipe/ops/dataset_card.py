@@ -40,6 +40,8 @@ REASONS = {  # others speak for themselves
     NO_CLUSTER: "its embedding or cluster was not among the given rows",
     "not_given": "its score was not among the given rows",
     "duplicate": "repeats an earlier row",
+    "near_duplicate": "nearly the same words as an earlier row",
+    "contaminated": "shares a run of words with an evaluation set",
 }
 LICENCES_SHOWN = 50  # of each column, the most frequent first
 

@@ -53,7 +53,7 @@ def run(config: Config, inputs: Inputs, out: Folder) -> Result:
         found["contaminated"] = looks.only("leak")
         if todo:
             make = partial(Look, rule, _grams(config))
-            map_parts(make, [inputs["ingest"].only("instruction", "response")], looks.folder, pool=Pool())
+            map_parts(make, [inputs["ingest"].only("instruction", "response")], looks.folder, pool=Pool(), light=True)
     if rule.near_duplicate_similarity is not None:
         found["near_duplicate"] = Table(out / "_near", parts)
         if todo:
