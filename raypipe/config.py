@@ -106,6 +106,7 @@ class Clean(Section):
         str, ...
     ] = ()  # evaluation sets (JSONL): a sample that shares ngram_words words in a row with one goes
     ngram_words: Annotated[int, Field(ge=5)] = 13
+    secrets: Literal["count", "drop"] | None = None  # samples with keys, tokens, e-mail or public IP addresses, by kind
 
 
 def _as_paths(value: Any) -> Any:

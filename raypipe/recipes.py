@@ -24,6 +24,8 @@ def _clean_content(config: Config) -> dict[str, Any]:
     clean, content = config.clean, dict[str, Any]()
     if clean.near_duplicate_similarity is not None:
         content["near_duplicate_similarity"] = clean.near_duplicate_similarity
+    if clean.secrets:
+        content["secrets"] = clean.secrets
     if clean.decontaminate:
         sets = {path: read_object("clean.decontaminate", path, config.storage.endpoint) for path in clean.decontaminate}
         grams_of(sets, clean.ngram_words)  # what is wrong with them is better said now

@@ -1,12 +1,14 @@
 """Samples that share n words in a row with an evaluation set: what it was tuned on it cannot be judged by (Brown et al. 2020, appendix C: 13 words).
 
-Texts of a set are all strings of its rows but `test`, whose numbers and names say nothing of the problem; those of fewer than n words cannot be looked for.
+Texts of a set are all strings of its rows but `test`, whose numbers and names say nothing of the problem; those of fewer than n words cannot be looked for,
+and n numbers in a row are no evidence: `[1, 2, 3, ...` is in everybody's examples.
 """
 
 from __future__ import annotations
 
 import gzip
 import json
+import re
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,6 +22,7 @@ from raypipe.errors import DataError
 from raypipe.ops.shingles import shingles
 
 IDS = ("task_id", "problem_id", "question_id", "id", "name")
+LETTER = re.compile(rb"[A-Za-z\x80-\xff]")
 LEFT_OUT = {"test", *IDS}
 
 
@@ -41,8 +44,10 @@ def grams_of(sets: Mapping[str, bytes], words: int) -> Grams:
             owners += [len(names)] * len(found)
             texts += found
             names.append(problem)
-    made = shingles(pa.array(texts, pa.string()), words, short=False)
+    made, data = shingles(pa.array(texts, pa.string()), words, short=False), "".join(texts).encode()
     hashes, first = np.unique(made.hashes, return_index=True)
+    told = np.array([LETTER.search(data, made.starts[at], made.ends[at]) is not None for at in first], bool)
+    hashes, first = hashes[told], first[told]
     if not len(hashes):
         raise DataError(f"clean.decontaminate: no text of {', '.join(sets)} has {words} words. Lower clean.ngram_words")
     owner_G = np.repeat(np.array(owners, np.int64), np.diff(made.edges))
@@ -74,7 +79,10 @@ def _texts(where: str, data: bytes) -> Iterator[tuple[str, list[str]]]:
         if line.strip():
             row = _row(f"{where}: line {number}", line)
             name = next((str(row[key]) for key in IDS if key in row), f"{where} line {number}")
-            yield name, [value for key, value in row.items() if isinstance(value, str) and key not in LEFT_OUT]
+            yield (
+                name,
+                [value for key, value in row.items() if isinstance(value, str) and value and key not in LEFT_OUT],
+            )
 
 
 def _row(where: str, line: str) -> dict[str, Any]:

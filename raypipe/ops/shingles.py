@@ -29,7 +29,7 @@ class Shingles(NamedTuple):
 
 
 def shingles(texts: pa.StringArray, n: int, *, short: bool = True) -> Shingles:
-    """Of texts without nulls. `starts` and `ends` are bytes of all the texts written together. `short`: texts of fewer words have one too."""
+    """Of texts, none of them null or empty. `starts` and `ends` are bytes of all the texts written together. `short`: texts of fewer words have one too."""
     data_B, edges = _bytes_of(texts)
     starts, ends = _words(data_B, edges)
     words = _hashes(data_B, starts, ends)

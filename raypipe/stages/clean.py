@@ -5,13 +5,14 @@ for one); one task per bucket of leading bits finds the later rows; one map mark
 their text. Near duplicates go the same way, on band keys of MinHash (`_looks/`, 180 bytes a row, of which a task reads 40), and what leaks
 from an evaluation set is found in the map that makes those.
 
-Columns: sample_id, status (the first that applies of duplicate, contaminated, near_duplicate, ok), evidence (of a duplicate: part and row of the
-first; of a leak: where, of which problem, and the words), and those of ingest.carry, so that who wants them does not read the texts.
+Columns: sample_id, status (the first that applies of duplicate, contaminated, secret, near_duplicate, ok), evidence (of a duplicate: part and row of the
+first; of a leak: where, of which problem, and the words; of a secret: its kind), and those of ingest.carry, so that who wants them does not read the texts.
 """
 
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -28,8 +29,9 @@ from raypipe.identity import read_object
 from raypipe.items import map_items
 from raypipe.ops.leaks import Grams, find_leaks, grams_of
 from raypipe.ops.minhash import PERMUTATIONS, bands_and_sketches, near_pairs, rows_a_band
+from raypipe.ops.secrets import secret_kinds
 from raypipe.ops.text import id_words
-from raypipe.part import THREADS, Table, commit_part, read_columns
+from raypipe.part import THREADS, Table, commit_part, read_columns, with_figures
 from raypipe.parts import map_parts
 from raypipe.resources import Pool
 from raypipe.stage import Inputs, Result
@@ -49,18 +51,21 @@ def run(config: Config, inputs: Inputs, out: Folder) -> Result:
         ids = Table(out / "_ids", parts)
         map_parts(SortIds, [samples.only("sample_id")], ids.folder, pool=Pool(), light=True)
         _put(find_duplicates, ids, _buckets([0], num_rows), todo, out / "_duplicates")
-    if rule.decontaminate or rule.near_duplicate_similarity is not None:
+    if todo and (rule.decontaminate or rule.secrets or rule.near_duplicate_similarity is not None):
+        make = partial(Look, rule, _grams(config))
+        map_parts(make, [inputs["ingest"].only("instruction", "response")], looks.folder, pool=Pool(), light=True)
+    if rule.decontaminate:
         found["contaminated"] = looks.only("leak")
-        if todo:
-            make = partial(Look, rule, _grams(config))
-            map_parts(make, [inputs["ingest"].only("instruction", "response")], looks.folder, pool=Pool(), light=True)
+    if rule.secrets:
+        found["secret"] = looks.only("secret")
     if rule.near_duplicate_similarity is not None:
         found["near_duplicate"] = Table(out / "_near", parts)
         if todo:
             bands = range(PERMUTATIONS // rows_a_band(rule.near_duplicate_similarity))
             near = partial(find_near, similarity=rule.near_duplicate_similarity)
             _put(near, looks, _buckets(bands, num_rows), todo, out / "_near")
-    return Result(map_parts(partial(Mark, tuple(found)), [samples, *found.values()], out, pool=Pool(), light=True))
+    mark = partial(Mark, tuple(found), drops_secrets=rule.secrets == "drop")
+    return Result(map_parts(mark, [samples, *found.values()], out, pool=Pool(), light=True))
 
 
 class SortIds:
@@ -71,23 +76,26 @@ class SortIds:
 
 
 class Look:
-    """Looks at texts: what leaks from an evaluation set, and the band keys and sketches by which near duplicates are found."""
+    """Looks at texts: what leaks from an evaluation set, secrets, and the band keys and sketches by which near duplicates are found."""
 
     def __init__(self, rule: Clean, grams: Grams | None) -> None:
-        self.similarity, self.grams = rule.near_duplicate_similarity, grams
+        self.rule, self.grams = rule, grams
 
     def __call__(self, tables: list[pa.Table]) -> pa.Table:
         instructions, responses = (tables[0].column(name).combine_chunks() for name in ("instruction", "response"))
-        made: dict[str, Any] = {"leak": pa.array(self._leaks(instructions, responses), pa.string())}
-        if self.similarity is not None:
-            both = pc.binary_join_element_wise(instructions, responses, "\n")
-            keys, sketches = bands_and_sketches(both, self.similarity)
+        both = pc.binary_join_element_wise(instructions, responses, "\n")
+        made: dict[str, Any] = {}
+        if self.grams is not None:
+            made["leak"] = pa.array(self._leaks(instructions, responses), pa.string())
+        if self.rule.secrets:
+            made["secret"] = pa.array(secret_kinds(both.to_pylist()), pa.string())
+        if self.rule.near_duplicate_similarity is not None:
+            keys, sketches = bands_and_sketches(both, self.rule.near_duplicate_similarity)
             made |= dict(zip(SKETCH, sketches, strict=True)) | {_band(place): key for place, key in enumerate(keys)}
         return pa.table(made)
 
     def _leaks(self, instructions: pa.StringArray, responses: pa.StringArray) -> list[str | None]:
-        if self.grams is None:
-            return [None] * len(instructions)
+        assert self.grams is not None
         asked, answered = find_leaks(instructions, self.grams), find_leaks(responses, self.grams)
         pairs = zip(asked, answered, strict=True)
         return [(one and f"instruction, {one}") or (other and f"response, {other}") for one, other in pairs]
@@ -104,25 +112,31 @@ def _grams(config: Config) -> Grams | None:
 
 
 class Mark:
-    """`tables`: sample_ids and carried columns of a part, then for each of `statuses` its rows (`row`, `first`), or a column `leak` of evidence."""
+    """`tables`: sample_ids and carried columns of a part, then for each of `statuses` its rows (`row`, `first`), or a column of evidence."""
 
-    def __init__(self, statuses: Sequence[str]) -> None:
-        self.statuses = statuses
+    def __init__(self, statuses: Sequence[str], *, drops_secrets: bool = False) -> None:
+        self.statuses, self.drops_secrets = statuses, drops_secrets
 
     def __call__(self, tables: list[pa.Table]) -> pa.Table:
         samples, *found = tables
         status = np.full(len(samples), "ok", object)
         evidence = np.full(len(samples), None, object)
+        figures = Counter[str]()
         for name, table in reversed([*zip(self.statuses, found, strict=True)]):  # the first one has the last word
-            if table.column_names == ["leak"]:
-                rows = np.flatnonzero(table.column("leak").is_valid())
-                said = table.column("leak").drop_null().to_pylist()
-            else:
-                rows, said = table.column("row").to_numpy(), table.column("first").to_pylist()
-            status[rows], evidence[rows] = name, said
+            rows, said = _evidence(table)
+            if name == "secret":
+                figures.update(f"secrets: {kind}" for kinds in said for kind in kinds.split(", "))
+            if name != "secret" or self.drops_secrets:
+                status[rows], evidence[rows] = name, said
         columns = {"status": pa.array(status, pa.string()), "evidence": pa.array(evidence, pa.string())}
         carried = {name: samples.column(name) for name in samples.column_names[1:]}
-        return pa.table({"sample_id": samples.column("sample_id"), **columns, **carried})
+        return with_figures(pa.table({"sample_id": samples.column("sample_id"), **columns, **carried}), **figures)
+
+
+def _evidence(table: pa.Table) -> tuple[NDArray[np.int64], list[str]]:
+    if "row" in table.column_names:
+        return table.column("row").to_numpy(), table.column("first").to_pylist()
+    return np.flatnonzero(table.column(0).is_valid()), table.column(0).drop_null().to_pylist()
 
 
 @dataclass(frozen=True)

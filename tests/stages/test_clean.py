@@ -2,13 +2,14 @@ import tempfile
 from itertools import pairwise
 
 import pyarrow as pa
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from raypipe.config import Clean
 from raypipe.ops.leaks import grams_of
 from raypipe.ops.text import sample_id
-from raypipe.part import Table, commit_part
+from raypipe.part import Table, commit_part, figures_of
 from raypipe.stages import clean
 from raypipe.stages.clean import Bucket, Look, Mark, SortIds, find_duplicates, find_near
 from raypipe.store import Folder
@@ -116,6 +117,7 @@ def test_leaks_say_where_and_what():
     sets = {
         "he": b'{"task_id": "HumanEval/0", "prompt": "Check if two numbers are close", "test": "the sum of all numbers here"}'
     }
+    sets["numbers"] = b'{"id": 7, "question": "[1, 2, 3, 4, 5, 6]"}\n'
     look = Look(Clean(decontaminate=("he",), ngram_words=5), grams_of(sets, 5))
     table = pa.table(
         {
@@ -126,3 +128,17 @@ def test_leaks_say_where_and_what():
     assert look([table]).column("leak").to_pylist() == [
         "instruction, HumanEval/0: check IF two,numbers are", None, "response, HumanEval/0: if two numbers are close"
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("rule", ["count", "drop"])
+def test_secrets_are_counted_by_kind_and_never_shown(rule):
+    """A report that shows the key it warns of has leaked it once more."""
+    texts = ["mail a.b@example.org", "mail c.d@example.org", "see 8.8.8.8 or e@example.org", "x"]
+    table = pa.table({"instruction": texts, "response": ["y"] * 4})
+    looked = Look(Clean(secrets=rule), None)([table])
+    marked = Mark(["secret"], drops_secrets=rule == "drop")([pa.table({"sample_id": list("abcd")}), looked])
+    assert figures_of(marked) == {"secrets: E-mail address": 3, "secrets: Public IP (ipv4)": 1}
+    kinds = ["E-mail address", "E-mail address", "E-mail address, Public IP (ipv4)", None]
+    assert marked.column("evidence").to_pylist() == (kinds if rule == "drop" else [None] * 4)
+    assert marked.column("status").to_pylist() == (["secret"] * 3 if rule == "drop" else ["ok"] * 3) + ["ok"]
+    assert not any(text.split()[1] in str(made.to_pydict()) for text in texts[:3] for made in (looked, marked))
