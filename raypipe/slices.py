@@ -115,8 +115,7 @@ def _lines(
         if len(block):
             yield block
         offset += length
-        if number is not None:
-            number += max(1, data.count(b"\n"))
+        number = number and number + (1 if reason else data.count(b"\n"))
         if end is not None and offset >= end:
             return
 

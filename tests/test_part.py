@@ -5,7 +5,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from raypipe.part import Table, commit_part
+from raypipe.part import UNIQUE, Table, commit_part
 from raypipe.store import Folder
 
 COLUMNS = {
@@ -30,13 +30,12 @@ def test_every_kind_of_column_comes_back(tmp_path, num_rows):
     assert found.schema == table.schema and found.to_pylist() == table.to_pylist()
 
 
-def test_floats_have_no_dictionary(tmp_path):
+def test_floats_and_texts_have_no_dictionary(tmp_path):
     """It would hold nearly every value: a million embeddings took four times as long to read."""
     commit_part(Folder(str(tmp_path)), "part.parquet", pa.table(COLUMNS), counts={})
     group = pq.read_metadata(tmp_path / "part.parquet").row_group(0)
     encodings = {column.path_in_schema: column.encodings for column in map(group.column, range(group.num_columns))}
     floats = {"ifd", "embedding.list.element", "losses.list.element"}
     assert {path for path, names in encodings.items() if "BYTE_STREAM_SPLIT" in names} == floats
-    assert {path for path, names in encodings.items() if "RLE_DICTIONARY" in names} == set(encodings) - floats - {
-        "selected"
-    }
+    others = {"selected", *UNIQUE}
+    assert {path for path, names in encodings.items() if "RLE_DICTIONARY" in names} == set(encodings) - floats - others
