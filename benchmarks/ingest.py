@@ -50,6 +50,7 @@ from raypipe.config import Ingest
 from raypipe.lake import list_lake
 from raypipe.stages.ingest import Work, ingest_slices
 from raypipe.store import Folder
+import pandas  # which pyarrow loads the first time that it sees an array of numpy's
 rule = Ingest(paths=(lake,), columns={"instruction": ("instruction", "input"), "response": "output"})
 start = used()
 found, rows = list_lake(rule.paths), 0
@@ -188,7 +189,8 @@ def timed(name: str, interpreter: str, lake: Path, wanted: int) -> float:
     }
     code = TIMED + WAYS[name] + "\nprint('took', used() - start, rows)"
     done = subprocess.run([interpreter, "-c", code, lake, out], env=os.environ | own, capture_output=True, text=True)
-    line = next((line for line in reversed(done.stdout.splitlines()) if line.startswith("took ")), None)
+    said = done.stdout.splitlines() + done.stderr.splitlines()  # Data-Juicer takes the one for the other
+    line = next((line for line in reversed(said) if line.startswith("took ")), None)
     if done.returncode or line is None:
         sys.exit(f"{name}: it ended with {done.returncode}:\n{done.stderr[-3000:]}")
     _, seconds, rows = line.split()

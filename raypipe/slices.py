@@ -25,12 +25,10 @@ from raypipe.ops.json_array import Elements
 from raypipe.ops.rows import Fields
 from raypipe.store import storage_of
 
-BLOCK_BYTES = 4 << 20  # that are parsed at once
+BLOCK_BYTES = 2 << 20  # that are parsed at once: they fit into a core's cache
 ROW_BYTES = 32 << 20  # of a row of JSON at most: of more a tokenizer makes nothing that a model could read
-EXPANSION, EXPANSION_BYTES = (
-    250,
-    256 << 20,
-)  # of a compressed file: what is beyond both is a bomb. Text seldom gets to 50
+EXPANSION = 250  # of a compressed file at most, and
+EXPANSION_BYTES = 256 << 20  # what is beyond both is a bomb. Text seldom gets to 50
 BLOCK_ROWS = 8_192  # of a table
 PAGES_BYTES = 4 << 20  # of each column of a Parquet file that are read at once
 UNREADABLE = (pa.ArrowInvalid, pa.ArrowNotImplementedError, pa.ArrowTypeError, OSError)  # what changed bytes lead to
@@ -125,11 +123,13 @@ def _whole_lines(chunks: Iterator[bytes]) -> Iterator[tuple[bytes, int, str]]:
     rest = b""
     try:
         for chunk in chunks:
+            if whole := chunk.rfind(b"\n") + 1:
+                lines = b"".join((rest, memoryview(chunk)[:whole]))
+                yield lines, len(lines), ""
+                rest = chunk[whole:]
+                continue
             rest += chunk
-            if whole := rest.rfind(b"\n") + 1:
-                yield rest[:whole], whole, ""
-                rest = rest[whole:]
-            elif len(rest) > ROW_BYTES:
+            if len(rest) > ROW_BYTES:
                 beginning, length = rest[:RAW_BYTES], len(rest)
                 for chunk in chunks:
                     rest = chunk[chunk.find(b"\n") + 1 :] if b"\n" in chunk else b""
@@ -197,7 +197,8 @@ def _row_group(
             yield Records(uri, pa.Table.from_batches([batch]), number + done)
             done += len(batch)
     except UNREADABLE:
-        yield Lost(uri, "broken_page", number + done, count=about.num_rows - done)
+        for first in range(done, about.num_rows, BLOCK_ROWS):
+            yield Lost(uri, "broken_page", number + first, count=min(BLOCK_ROWS, about.num_rows - first))
 
 
 def _arrow(file: BinaryIO, uri: str, *, is_file: bool) -> Iterator[Block]:

@@ -16,7 +16,9 @@ from raypipe.errors import Stopped
 from raypipe.lake import Slice, list_lake
 from raypipe.ops.blocks import read_block
 from raypipe.ops.rows import Fields
+from raypipe.s3 import S3
 from raypipe.slices import read_slice
+from tests.s3.fake import moto_bucket
 
 ROWS = [{"instruction": f"do {n} \u00e9", "response": "x\n" * (n % 7 + 1), "id": n} for n in range(40)]
 FIELDS = Fields(carry=("id",))
@@ -252,3 +254,18 @@ def test_a_file_that_changes_while_it_is_read(tmp_path, monkeypatch):
         (tmp_path / name).write_bytes(FORMATS[name] + b"more")
         with pytest.raises(Stopped, match="changed since the lake was listed"):
             list(blocks)
+
+
+@pytest.mark.parametrize(
+    "name", ["a.jsonl", "pretty.json", "several.jsonl.gz", "a.jsonl.zst", "a.parquet", "file.arrow"]
+)
+def test_objects_on_s3(tmp_path, monkeypatch, name):
+    """They are read by ranges, Parquet from its end, and large ones from the middle on."""
+    with moto_bucket(monkeypatch, tmp_path):
+        S3().put(f"s3://lake/x/{name}", FORMATS[name])
+        (piece,) = list_lake(["s3://lake/x"]).slices
+        monkeypatch.setattr(lake, "CUT_BYTES", 700)
+        for pieces in ([piece], list_lake(["s3://lake/x"]).slices):
+            samples, rejects = read(*pieces)
+            assert texts(samples) == WANTED and rejects == []
+        assert len(pieces) == (-(-piece.size // 700) if name in ("a.jsonl", "a.parquet") else 1)

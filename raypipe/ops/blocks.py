@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -115,7 +115,8 @@ def lines_of(data: bytes, uri: str, offset: int = 0, number: int | None = 1, end
     (kept,) = np.nonzero(ends > starts)
     numbers = pa.nulls(len(kept), pa.int64()) if number is None else pa.array(number + kept, pa.int64())
     starts, ends = starts[kept], ends[kept]
-    return Lines(uri, data[: max(ends, default=0)], starts, ends, numbers, pa.array(offset + starts, pa.int64()))
+    ours_only = data if end is None else data[: ends[-1] if len(ends) else 0]
+    return Lines(uri, ours_only, starts, ends, numbers, pa.array(offset + starts, pa.int64()))
 
 
 def _without_space(
@@ -218,7 +219,7 @@ class Read:
     samples: pa.Table
     rejects: pa.Table
     sizes: NDArray[np.int64]
-    names: Sequence[str] = field(default=())
+    names: Sequence[str] = ()
 
     def __len__(self) -> int:
         return len(self.sizes)

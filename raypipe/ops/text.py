@@ -31,19 +31,25 @@ def sample_id(instruction: str, response: str) -> str:
 
 def normalise_all(texts: pa.StringArray) -> pa.StringArray:
     """The same of many: those of ASCII at once, the others one by one, as two libraries seldom know the same version of Unicode."""
-    ascii_N = pc.string_is_ascii(texts)
+    others_N = pc.invert(pc.string_is_ascii(texts))
+    others = [normalise(text) for text in texts.filter(others_N).to_pylist()]
     trimmed = pc.ascii_trim(texts, characters=ASCII_SPACES)
-    others = [normalise(text) for text in texts.filter(pc.invert(ascii_N)).to_pylist()]
-    return pc.if_else(ascii_N, trimmed, pc.replace_with_mask(texts, pc.invert(ascii_N), pa.array(others, pa.string())))
+    return pc.replace_with_mask(trimmed, others_N, pa.array(others, pa.string())) if others else trimmed
 
 
 def sample_ids(instructions: pa.StringArray, responses: pa.StringArray) -> pa.StringArray:
-    """The same of many, none of them null: 1 us each."""
+    """The same of many, none of them null: 0.7 us each."""
     joined = pc.binary_join_element_wise(instructions, responses, "\0")
     _, offsets, data = joined.buffers()
     edges, text = np.frombuffer(offsets, np.int32)[joined.offset :][: len(joined) + 1].tolist(), memoryview(data or b"")
-    return pa.array(
-        [hashlib.blake2b(text[a:b], digest_size=16).hexdigest() for a, b in itertools.pairwise(edges)], pa.string()
+    empty, digests = hashlib.blake2b(digest_size=16), list[bytes]()
+    for begin, end in itertools.pairwise(edges):
+        digest = empty.copy()  # a fifth less than a new one
+        digest.update(text[begin:end])
+        digests.append(digest.digest())
+    places = np.arange(0, 32 * len(joined) + 1, 32, np.int32)
+    return pa.StringArray.from_buffers(
+        len(joined), pa.py_buffer(places), pa.py_buffer(binascii.hexlify(b"".join(digests)))
     )
 
 
