@@ -46,7 +46,7 @@ INSTALL = {  # each step by pip, in the rival's own environment. Data-Juicer wou
 TIMED = "import time, resource, sys, os, glob\nlake, out = sys.argv[1:]\nused = lambda: sum(sum(resource.getrusage(who)[:2]) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))\n"
 WAYS = {
     "raypipe": """
-from raypipe.config import Ingest
+from raypipe.sources import Ingest
 from raypipe.lake import list_lake
 from raypipe.stages.ingest import Work, ingest_slices
 from raypipe.store import Folder

@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 from raypipe.config import Config, Select
 from raypipe.errors import ConfigError, DataError
 from raypipe.ops.cuts import Keys
-from raypipe.ops.selection import BY_CLUSTER, HELD_OUT, SELECTED, view
+from raypipe.ops.selection import BY_CLUSTER, HELD_OUT, SELECTED, SEMANTIC_DUPLICATE, view
 from raypipe.packs import HELD_OUT_PACKS, pack_groups
 from raypipe.part import THREADS, UNREADABLE, Table, damaged, read_part
 from raypipe.records import recorded_runs
@@ -201,6 +201,8 @@ def _selected(tables: Mapping[str, Table], place: Place) -> str:
     if reason == HELD_OUT:
         return f"not kept: held out, as {rule.held_out_fraction:.2%} of all samples are, to measure the held-out loss"
     seen = view([tables[stage].read(place.part) for stage in ("clean", "cluster", "score")], rule, config.seed)
+    if reason == SEMANTIC_DUPLICATE:
+        return f"not kept: it says nearly the same as an earlier sample of its cluster, {_row(tables['cluster'].only('repeats'), place)['repeats']}"
     if not seen.left_by()[place.row]:
         return f"not kept: {reason}; kept are scores from {rule.min_ifd:g} up to {rule.max_ifd:g}"
     value = str(seen.value_N[place.row].as_py() or "") if seen.value_N is not None else ""

@@ -52,15 +52,15 @@ def _score_content(config: Config) -> dict[str, Any]:
 
 def _cluster_content(config: Config) -> dict[str, Any]:
     """With frozen centres a row follows from them alone."""
-    cluster = config.cluster
+    cluster, content = config.cluster, config.cluster.content()
+    similarity = content.pop("semantic_similarity")
+    asked = {} if similarity is None else {"semantic_similarity": similarity}
     if cluster.given is not None:
-        return {"metric": cluster.metric, **_given("cluster.given", config, cluster.given)}
+        return {"metric": cluster.metric, **_given("cluster.given", config, cluster.given), **asked}
     if cluster.centers is not None:
-        return {
-            "metric": cluster.metric,
-            "centers": object_digest("cluster.centers", cluster.centers, config.storage.endpoint),
-        }
-    return {**cluster.content(), "seed": config.seed}
+        centers = object_digest("cluster.centers", cluster.centers, config.storage.endpoint)
+        return {"metric": cluster.metric, "centers": centers, **asked}
+    return {**content, **asked, "seed": config.seed}
 
 
 def _select_content(config: Config) -> dict[str, Any]:

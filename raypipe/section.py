@@ -8,6 +8,7 @@ import pydantic
 from pydantic import Field
 
 Positive = Annotated[int, Field(ge=1)]
+Fraction01 = Annotated[float, Field(ge=0, lt=1)]
 
 
 class Section(pydantic.BaseModel):

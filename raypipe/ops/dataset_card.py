@@ -40,6 +40,8 @@ REASONS = {  # others speak for themselves
     NO_CLUSTER: "its embedding or cluster was not among the given rows",
     "not_given": "its score was not among the given rows",
     "duplicate": "repeats an earlier row",
+    "semantic_duplicate": "an embedding nearly that of an earlier sample of its cluster",
+    "secret": "keys, tokens or personal data",
     "near_duplicate": "nearly the same words as an earlier row",
     "contaminated": "shares a run of words with an evaluation set",
 }

@@ -26,6 +26,7 @@ from raypipe.ops.text import draw, id_words, is_held_out
 BY_CLUSTER = ("paper", "cluster_random")  # the other strategies know one cluster, 0
 SELECTED, HELD_OUT, BELOW_CUT = "selected", "held_out", "below_cut"
 IFD_TOO_HIGH, IFD_TOO_LOW, NO_VALUE, NO_CLUSTER = "ifd_too_high", "ifd_too_low", "no_column_value", "no_cluster"
+SEMANTIC_DUPLICATE = "semantic_duplicate"
 
 
 @dataclass(frozen=True)
@@ -39,13 +40,18 @@ class View:
     tokens_N: NDArray[np.int64]
     drops: Sequence[tuple[NDArray[np.bool_], Any]]
 
-    def left_by(self, drops: int | None = None) -> NDArray[np.bool_]:
-        """Rows that none of the first few holds."""
-        return np.asarray(~np.logical_or.reduce([dropped_N for dropped_N, _ in self.drops[:drops]]))
+    def left_by(self, last: str | None = None) -> NDArray[np.bool_]:
+        """Rows that none holds, of those up to this reason."""
+        left_N = np.ones(len(self.key_N), bool)
+        for dropped_N, reason in self.drops:
+            left_N &= ~dropped_N
+            if isinstance(reason, str) and reason == last:
+                break
+        return left_N
 
 
 def view(tables: Sequence[pa.Table], select: Select, seed: int) -> View:
-    """Of aligned tables: clean (sample_id, status, carried columns), cluster (cluster_id) and score (status, ifd, tokens)."""
+    """Of aligned tables: clean (sample_id, status, carried columns), cluster (cluster_id and, where asked for, repeats) and score (status, ifd, tokens)."""
     clean, cluster, score = tables
     ids_N = clean.column("sample_id").combine_chunks()
     ifd_N = _numbers(score.column("ifd"), np.nan)
@@ -61,6 +67,8 @@ def view(tables: Sequence[pa.Table], select: Select, seed: int) -> View:
         (ifd_N >= select.max_ifd, IFD_TOO_HIGH),
         (ifd_N < select.min_ifd, IFD_TOO_LOW),
     ]
+    if "repeats" in cluster.column_names:
+        drops.insert(1, (cluster.column("repeats").is_valid().to_numpy(), SEMANTIC_DUPLICATE))
     if select.strategy in ("random", "cluster_random"):
         key_N = draw(id_words(ids_N), seed)
     elif select.strategy == "longest":
@@ -123,7 +131,9 @@ def rows_of(views: Sequence[View], select: Select) -> Rows:
         np.concatenate([getattr(one, name) for one in views]) for name in ("cluster_N", "key_N", "tokens_N")
     )
     eligible_N = np.concatenate([one.left_by() for one in views])
-    counted_N = eligible_N if select.fraction_of == "survivors" else np.concatenate([one.left_by(3) for one in views])
+    counted_N = (
+        eligible_N if select.fraction_of == "survivors" else np.concatenate([one.left_by(NO_CLUSTER) for one in views])
+    )
     values, code_N = [""], np.int64(0)
     if select.per:
         encoded = pc.fill_null(pa.concat_arrays([one.value_N for one in views]), "").dictionary_encode()

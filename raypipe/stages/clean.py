@@ -14,7 +14,6 @@ from __future__ import annotations
 import itertools
 from collections import Counter
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -24,16 +23,18 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from raypipe.config import Clean, Config
+from raypipe.config import Config
 from raypipe.identity import read_object
 from raypipe.items import map_items
 from raypipe.ops.leaks import Grams, find_leaks, grams_of
 from raypipe.ops.minhash import PERMUTATIONS, bands_and_sketches, near_pairs, rows_a_band
 from raypipe.ops.secrets import secret_kinds
 from raypipe.ops.text import id_words
-from raypipe.part import THREADS, Table, commit_part, read_columns, with_figures
+from raypipe.pairs import Pairs, first_each, put_pairs
+from raypipe.part import Table, read_columns, with_figures
 from raypipe.parts import map_parts
 from raypipe.resources import Pool
+from raypipe.sources import Clean
 from raypipe.stage import Inputs, Result
 from raypipe.store import Folder
 
@@ -160,9 +161,6 @@ def _buckets(bands: Sequence[int], num_rows: int) -> list[Bucket]:
     return [Bucket(run, low, high) for run in runs for low, high in itertools.pairwise(edges)]
 
 
-Pairs = NDArray[np.int64]  # [4, M]: part and row of later rows, then part and row of the first of each
-
-
 def find_duplicates(bucket: Bucket, table: Table) -> Pairs:
     """Rows whose id is an earlier one's."""
     pieces = []
@@ -183,7 +181,7 @@ def find_duplicates(bucket: Bucket, table: Table) -> Pairs:
 
 def find_near(bucket: Bucket, table: Table, *, similarity: float) -> Pairs:
     """Rows that meet an earlier one in a band, and whose sketches are as near as that. Of several earlier ones the first."""
-    return _first_each(np.concatenate([_near_in(band, bucket, table, similarity) for band in bucket.bands], axis=1))
+    return first_each(np.concatenate([_near_in(band, bucket, table, similarity) for band in bucket.bands], axis=1))
 
 
 def _near_in(band: int, bucket: Bucket, looks: Table, similarity: float) -> Pairs:
@@ -200,25 +198,6 @@ def _near_in(band: int, bucket: Bucket, looks: Table, similarity: float) -> Pair
     return np.stack([place[later], row[later], place[first], row[first]]).astype(np.int64)
 
 
-def _first_each(pairs: Pairs) -> Pairs:
-    """Of each later row the pair with the earliest first one."""
-    pairs = pairs[:, np.lexsort(pairs[::-1])]
-    is_first = np.ones(pairs.shape[1], bool)
-    is_first[1:] = (pairs[:2, 1:] != pairs[:2, :-1]).any(axis=0)
-    return pairs[:, is_first]
-
-
 def _put(find: Callable[..., Pairs], table: Table, buckets: list[Bucket], todo: set[str], out: Folder) -> None:
-    """One small part for each of `todo`: `row`, and `first` as 'part row' of the row it repeats."""
     found = map_items(partial(find, table=table), buckets, label=out.name)
-    part_N, row_N, first_part_N, first_row_N = _first_each(np.concatenate(found, axis=1))
-    places = [place for place, part in enumerate(table.parts) if part in todo]
-
-    def put(place: int) -> None:
-        (mine,) = np.nonzero(part_N == place)
-        first = [f"{table.parts[p]} {r}" for p, r in zip(first_part_N[mine], first_row_N[mine], strict=True)]
-        columns: dict[str, Any] = {"row": pa.array(row_N[mine], pa.int32()), "first": pa.array(first, pa.string())}
-        commit_part(out, table.parts[place], pa.table(columns), counts={})
-
-    with ThreadPoolExecutor(THREADS) as threads:
-        list(threads.map(put, places))
+    put_pairs(np.concatenate(found, axis=1), Table(out, table.parts), todo)

@@ -5,7 +5,8 @@ After every round the state is put in `_rounds/`, so a killed fit goes on where 
 With `cluster.centers` nothing is fitted: rows are assigned to the centres of another run, so the stage is row-wise, and drift says
 how far they lie from what those were fitted on.
 
-Columns: sample_id, cluster_id (int32), sq_distance (float32), both null where the embedding is; beside the parts
+Columns: sample_id, cluster_id (int32), sq_distance (float32), both null where the embedding is, and with cluster.semantic_similarity `repeats`,
+part and row of an earlier sample of its cluster that a sample is so near to; beside the parts
 `centers.npy` [k, d] and, of a fit, `counts.npy` [k] and `distances.npy`, the histogram of squared distances (ops.distances).
 """
 
@@ -13,7 +14,7 @@ from __future__ import annotations
 
 import io
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -24,7 +25,7 @@ from numpy.typing import NDArray
 from raypipe.config import Config
 from raypipe.errors import ConfigError, DataError
 from raypipe.folds import fold_parts, shards
-from raypipe.given import account, exchange, numbers, put_beside
+from raypipe.given import Given, account, exchange, numbers, put_beside
 from raypipe.ops import kmeans
 from raypipe.ops import members as members_of
 from raypipe.ops.distances import EDGES, Distances, MeasureDistances, drift, silhouette
@@ -34,6 +35,7 @@ from raypipe.ops.sums import exact
 from raypipe.ops.warnings import of_clusters
 from raypipe.part import Footer, Table, add_up, with_figures
 from raypipe.parts import map_parts
+from raypipe.semantic import mark_repeats
 from raypipe.sizing import device_of
 from raypipe.stage import Inputs, Result, all_footers
 from raypipe.store import Folder
@@ -49,10 +51,31 @@ def run(config: Config, inputs: Inputs, out: Folder) -> Result:
     if not out.has("centers.npy"):
         centers = _frozen(config) if config.cluster.centers else _fitted(config, embed, out)
         out.put("centers.npy", npy(centers))
-    make = partial(Assign, out, config.cluster.metric, device_of(pool))
-    parts = map_parts(make, [embed], out, pool=pool, light=True)
-    footers = all_footers(out, parts, inputs.lake)
-    return Result(footers, _summary(config, out, footers))
+    return _made(config, inputs, out, partial(Assign, out, config.cluster.metric, device_of(pool)), [embed])
+
+
+def _made(
+    config: Config,
+    inputs: Inputs,
+    out: Folder,
+    make: Callable[[], Any],
+    tables: Sequence[Table],
+    given: Given | None = None,
+) -> Result:
+    """The parts, by way of `_assigned/` where semantic duplicates are asked for."""
+    pool, similarity = config.resources.cluster, config.cluster.semantic_similarity
+    assigned = out if similarity is None else out / "_assigned"
+    footers = all_footers(assigned, map_parts(make, tables, assigned, pool=pool, light=True), inputs.lake)
+    clusters = Table(assigned, tuple(footers))
+    summary = _summary(config, out, clusters, footers)
+    if given is not None:
+        told = account("cluster.given", given, footers, inputs["embed"])
+        summary |= {**told, "warnings": [*summary["warnings"], *told["warnings"]]}
+    if similarity is None:
+        return Result(footers, summary)
+    return Result(
+        mark_repeats(inputs["embed"].only("embedding"), clusters, summary["cluster_sizes"], similarity, out), summary
+    )
 
 
 class Assign:
@@ -85,11 +108,7 @@ def _given(config: Config, inputs: Inputs, out: Folder) -> Result:
     if not out.has("centers.npy"):
         members: members_of.Members = fold_parts(members_of.Gather(metric), tables, pool=pool)
         out.put("centers.npy", npy(members.centers(metric)))
-    footers = all_footers(
-        out, map_parts(partial(Measure, out, metric), tables, out, pool=pool, light=True), inputs.lake
-    )
-    found, told = _summary(config, out, footers), account("cluster.given", given, footers, embed)
-    return Result(footers, {**found, **told, "warnings": [*found["warnings"], *told["warnings"]]})
+    return _made(config, inputs, out, partial(Measure, out, metric), tables, given)
 
 
 def clusters_of(rows: pa.Table) -> pa.Table:
@@ -191,9 +210,9 @@ def _centers(config: Config) -> tuple[Folder, str]:
     return Folder.at(place, config.storage.endpoint), name
 
 
-def _summary(config: Config, out: Folder, footers: Mapping[str, Footer]) -> dict[str, Any]:
+def _summary(config: Config, out: Folder, clusters: Table, footers: Mapping[str, Footer]) -> dict[str, Any]:
     """For the manifest, from columns and footers of the parts."""
-    columns = Table(out, tuple(footers)).only("cluster_id", "sq_distance")
+    columns = clusters.only("cluster_id", "sq_distance")
     measure = MeasureDistances(len(load_npy(out, "centers.npy")))
     found: Distances = fold_parts(measure, [columns], pool=config.resources.cluster)
     summary = {

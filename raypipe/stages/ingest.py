@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from raypipe.config import Config, Ingest
+from raypipe.config import Config
 from raypipe.errors import ConfigError, DataError
 from raypipe.items import map_items
 from raypipe.lake import Lake, Slice
@@ -30,6 +30,7 @@ from raypipe.ops.blocks import Block, Read, read_block
 from raypipe.ops.rows import Fields
 from raypipe.part import Footer, commit_part, read_footer
 from raypipe.slices import read_slice
+from raypipe.sources import Ingest
 from raypipe.stage import Inputs, Result, all_footers
 from raypipe.store import Folder
 

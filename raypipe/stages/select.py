@@ -1,6 +1,6 @@
 """Select: the top of every group: folds that find the cuts, then a map that marks. No join, no shuffle.
 
-Columns: sample_id, selected, reason: the first that applies of clean's status, held_out, no_cluster, score's status, ifd_too_high, ifd_too_low,
+Columns: sample_id, selected, reason: the first that applies of clean's status, semantic_duplicate, held_out, no_cluster, score's status, ifd_too_high, ifd_too_low,
 no_column_value, selected, below_cut; beside the parts `cuts.json`, and `ranks.npz`: how many samples of each of its groups have which
 leading bits of a key.
 """
@@ -36,7 +36,7 @@ def run(config: Config, inputs: Inputs, out: Folder) -> Result:
     carried = [name for name in (rule.column, rule.per) if name]
     tables = [
         inputs["clean"].only("sample_id", "status", *carried),
-        inputs["cluster"].only("cluster_id"),
+        inputs["cluster"].only("cluster_id", *(["repeats"] if config.cluster.semantic_similarity is not None else [])),
         inputs["score"].only("status", "ifd", "num_instruction_tokens", "num_response_tokens"),
     ]
     with shards(tables, pool=Pool()) as held:

@@ -6,10 +6,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from raypipe.config import Clean
 from raypipe.ops.leaks import grams_of
 from raypipe.ops.text import sample_id
 from raypipe.part import Table, commit_part, figures_of
+from raypipe.sources import Clean
 from raypipe.stages import clean
 from raypipe.stages.clean import Bucket, Look, Mark, SortIds, find_duplicates, find_near
 from raypipe.store import Folder

@@ -135,7 +135,7 @@ def test_rejects_keep_bytes_and_place(tmp_path, ingested):
 
 LARGE = r"""
 import re, sys  # ru_maxrss is what the parent had, where that was more
-from raypipe.config import Ingest
+from raypipe.sources import Ingest
 from raypipe.lake import chain_digests, list_lake
 from raypipe.stages.ingest import Work, ingest_slices
 from raypipe.store import Folder
