@@ -129,6 +129,35 @@ class TestOnRay:
         unknown = cluster.run(frozen, inputs, Folder(str(tmp_path / "unknown")))
         assert unknown.summary["drift"] is None and "drift is unknown" in unknown.summary["warnings"][0]
 
+    def test_semantic_duplicates(self, tmp_path):
+        """Asking for them changes no cluster and no figure; a rerun finds its parts made."""
+        inputs, out = embeddings(tmp_path / "embed"), Folder(str(tmp_path / "out"))
+        asked = config(tmp_path, semantic_similarity=0.9)
+        made = cluster.run(asked, inputs, out)
+        rows = [
+            (place, row)
+            for place, part in enumerate(inputs["embed"].parts)
+            for row in range(len(inputs["embed"].read(part)))
+        ]
+        tables = [
+            out_table.to_pylist() for out_table in (Table(out, tuple(made.parts)).read(part) for part in made.parts)
+        ]
+        vectors = [row["embedding"] for part in inputs["embed"].parts for row in inputs["embed"].read(part).to_pylist()]
+        unit = [np.array(v, np.float32) / np.linalg.norm(v) if v is not None else None for v in vectors]
+        ids = [row["cluster_id"] for table in tables for row in table]
+        found = [row["repeats"] for table in tables for row in table]
+        for later, said in enumerate(found):
+            near = [
+                n for n in range(later) if ids[n] is not None and ids[n] == ids[later] and unit[n] @ unit[later] >= 0.9
+            ]
+            assert said == (f"{inputs['embed'].parts[rows[near[0]][0]]} {rows[near[0]][1]}" if near else None)
+        assert any(found) and not all(found)
+        plain = cluster.run(config(tmp_path), inputs, Folder(str(tmp_path / "plain")))
+        assert made.summary == plain.summary and columns(out, inputs) == columns(
+            Folder(str(tmp_path / "plain")), inputs
+        )
+        assert set(cluster.run(asked, inputs, out).parts.values()) == {None}, "parts were made again"
+
     def test_a_large_cluster_is_split(self, tmp_path):
         """One cluster of half a lake makes 'the top share of every cluster' a global cut."""
         inputs = embeddings(tmp_path / "embed")
