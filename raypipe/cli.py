@@ -13,6 +13,7 @@ from raypipe.config_file import load_config, load_configs
 from raypipe.doctor import checks
 from raypipe.errors import ConfigError, RaypipeError, Stopped
 from raypipe.explanation import explain
+from raypipe.growth import since_last_run
 from raypipe.ops.formats import FORMATS
 from raypipe.s3 import patience
 from raypipe.store import Folder
@@ -63,7 +64,8 @@ def _plan(options: argparse.Namespace) -> None:
             planned = pipeline.plan(config, options.from_stage)
             if options.measure and not planned["score"].done:
                 pipeline.measure(planned)
-            print(_shown(planned), *screen.cost_words(planned), *screen.padding_words(planned), sep="\n")
+            grown = since_last_run(pipeline.root_of(config), config.name, planned.lake, planned["ingest"].folder)
+            print(_shown(planned), *grown, *screen.cost_words(planned), *screen.padding_words(planned), sep="\n")
 
 
 def _status(options: argparse.Namespace) -> None:

@@ -17,6 +17,7 @@ from typing import Any
 from raypipe import cost, gauges, stopping
 from raypipe.config import Config
 from raypipe.errors import ConfigError
+from raypipe.growth import since_last_run
 from raypipe.identity import pinned_model, resolved_backend
 from raypipe.lake import Lake, list_lake
 from raypipe.ops.trackers import check_installed
@@ -251,12 +252,13 @@ def _check_lake_can_be_read(planned: Plan) -> None:
 
 def _record(planned: Plan, *, rewrite: bool) -> None:
     """Name the run's folders before any of them gets its first object; also where they are all there, but of another run."""
-    config = planned.config.model_dump(mode="json")
-    record = {"name": planned.config.name, "lake": planned.lake.digest, "folders": planned.folders, "config": config}
-    runs, name = root_of(planned.config) / "runs", f"{planned.config.name}.json"
-    data = json.dumps(record, indent=1).encode()
-    if rewrite or runs.find(name) != data:
-        runs.replace(name, data)
+    config, root, runs = planned.config, root_of(planned.config), root_of(planned.config) / "runs"
+    for said in since_last_run(root, config.name, planned.lake, planned["ingest"].folder):
+        log.info(said)
+    record = {"name": config.name, "lake": planned.lake.digest, "folders": planned.folders}
+    data = json.dumps({**record, "config": config.model_dump(mode="json")}, indent=1).encode()
+    if rewrite or runs.find(f"{config.name}.json") != data:
+        runs.replace(f"{config.name}.json", data)
 
 
 def _recorded_lake(root: Folder, config: Config, from_stage: str) -> Lake:

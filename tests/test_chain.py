@@ -208,8 +208,10 @@ def test_more_files_compute_only_their_own_parts(copy, finished, tmp_path):
     before = {
         stage: {path.name: path.stat().st_mtime_ns for path in folders[stage].glob("part-*")} for stage in row_wise
     }
+    said = "the lake has grown since the last run: 3 slices after its 4, which are kept"
+    assert said in raypipe("plan", *words[:-2]).stdout
     grown = raypipe("run", *words)
-    assert grown.returncode == 0, grown.stderr
+    assert grown.returncode == 0 and said in grown.stderr, grown.stderr
     for stage in row_wise:
         assert stage_folder(root, stage) == folders[stage], f"{stage} has another folder"
         after = {path.name: path.stat().st_mtime_ns for path in folders[stage].glob("part-*")}
@@ -222,6 +224,24 @@ def test_more_files_compute_only_their_own_parts(copy, finished, tmp_path):
     done = raypipe("run", *words[:-1], "clean", f"storage.root={unbroken}")
     assert done.returncode == 0
     assert digests(unbroken) == {stage: found for stage, found in digests(root).items() if stage in ("ingest", "clean")}
+
+
+def test_a_lake_that_changed_before_its_end(copy, finished, tmp_path):
+    """A file that is replaced makes everything after it anew: who did it by mistake must see it before the GPUs do."""
+    _, words = copy
+    shutil.copytree(finished[0] / "lake", lake := tmp_path / "lake", copy_function=shutil.copy2)
+    words = [*words, f"ingest.paths=[{lake}]", "--until", "ingest"]
+    assert raypipe("run", *words).returncode == 0
+    (lake / "day-002.jsonl.gz").touch()
+    said = raypipe("plan", *words[:-2]).stdout
+    assert (
+        f"from slice 3 of 4 on: {lake}/day-002.jsonl.gz or one just before it was changed" in said
+        and "2 slices are kept" in said
+    ), said
+    (lake / "day-002.jsonl.gz").unlink()
+    assert "from slice 3 of 3 on" in raypipe("plan", *words[:-2]).stdout
+    (lake / "day-003.jsonl.gz").unlink()
+    assert "files at the end of the last run's lake are gone" in raypipe("plan", *words[:-2]).stdout
 
 
 def test_report_json_agrees_with_the_manifests(finished):

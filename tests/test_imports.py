@@ -91,8 +91,10 @@ MAY_IMPORT = {  # of raypipe, beside itself; a module that is not here may impor
     "sampled": {"ops", "part", "read_ahead"},
     "given": {"errors", "folds", "items", "lake", "ops", "part", "read_ahead", "store"},
     "recipes": {"config", "identity", "lake", "ops", "stage"},
+    "growth": {"lake", "stage", "store"},
     "pipeline": {
         "cost",
+        "growth",
         "gauges",
         "recipes",
         "stages",
