@@ -67,7 +67,7 @@ def _of_config(config: Config) -> Iterator[Check]:
         models["score.model"] = config.score_model
     centers = config.cluster.centers
     given = {f"{name}.given": getattr(config, name).given or () for name in ("embed", "cluster", "score")}
-    own = (*models.values(), *filter(None, [centers]), *config.evaluate.tasks.values())
+    own = (*models.values(), *filter(None, [centers]), *config.evaluate.tasks.values(), *config.clean.decontaminate)
     places = (root, *config.ingest.paths, *own, *itertools.chain(*given.values()))
     remote, answers = [place for place in places if _is_remote(place)], True
     if config.train.report_to:
@@ -84,6 +84,9 @@ def _of_config(config: Config) -> Iterator[Check]:
         asked["cluster.centers"] = (centers, partial(object_digest, "cluster.centers", centers, endpoint))
     for name, path in config.evaluate.tasks.items():
         asked[f"task {name}"] = (path, partial(reach.problems, f"evaluate.tasks.{name}", path, endpoint))
+    if sets := config.clean.decontaminate:
+        place = next(filter(_is_remote, sets), sets[0])
+        asked["evaluation sets"] = (place, partial(reach.evaluation_sets, config))
     for key, paths in given.items():
         if paths:
             asked[key] = (next(filter(_is_remote, paths), paths[0]), partial(reach.files, key, paths, endpoint))

@@ -17,6 +17,7 @@ from raypipe.errors import ConfigError, StorageError
 from raypipe.lake import list_lake, list_slices
 from raypipe.local import refusals
 from raypipe.machine import Doubt
+from raypipe.ops.leaks import grams_of
 from raypipe.ops.problems import read_problems
 from raypipe.s3 import client
 from raypipe.screen import size
@@ -115,6 +116,13 @@ def files(key: str, paths: Sequence[str], endpoint: str | None) -> str:
 
 def problems(key: str, path: str, endpoint: str | None) -> str:
     return f"{len(read_problems(path, identity.read_object(key, path, endpoint))):,} problems"
+
+
+def evaluation_sets(config: Config) -> str:
+    key, rule = "clean.decontaminate", config.clean
+    sets = {path: identity.read_object(key, path, config.storage.endpoint) for path in rule.decontaminate}
+    grams = grams_of(sets, rule.ngram_words)
+    return f"{len(grams.names):,} problems, {len(grams.hashes):,} runs of {rule.ngram_words} words"
 
 
 def lake(config: Config) -> str:

@@ -83,6 +83,15 @@ def test_one_call_shows_every_fault(config, tmp_path):
     assert raypipe("doctor", config, f"storage.root={tmp_path}/file/root").returncode == 4
 
 
+def test_evaluation_sets_are_read(config, tmp_path):
+    """A path that is wrong would be found after hours of ingest."""
+    (tmp_path / "set.jsonl").write_text('{"task_id": 1, "prompt": "one two three four five six"}')
+    asked = found(config, f"clean.decontaminate=[{tmp_path}/set.jsonl]", "clean.ngram_words=5")["evaluation sets"]
+    assert asked.state == "ok" and asked.detail == "1 problems, 2 runs of 5 words"
+    gone = found(config, f"clean.decontaminate=[{tmp_path}/gone.jsonl]")["evaluation sets"]
+    assert gone.exit_code == 2 and "gone.jsonl is not there" in gone.detail
+
+
 def test_a_config_that_is_not_valid(config):
     """In one line, with all its faults; the machine is looked at all the same."""
     done = raypipe("doctor", config, "select.keep_fracton=0.1", "seed=x")
