@@ -40,8 +40,8 @@ TIMES, ROUNDS, COUNTS = 20, 3, (100_000, 1_000_000, 10_000_000)
 FOLDER, RIVALS = PROJECT / "build" / "ingest", PROJECT / "build" / "rivals"
 ROWS = PROJECT.parent / "shared" / "data" / "code_alpaca_20k"
 INSTALL = {  # each step by pip, in the rival's own environment. Data-Juicer would load gigabytes of CUDA by itself, were torch not there
-    "datatrove": ["datatrove[io,processing]==0.10.0 regex orjson"],
-    "data-juicer": ["torch==2.13.0 transformers ray[data]==2.60.0 aiohttp", "py-data-juicer"],
+    "datatrove": ["datatrove[io,processing]==0.10.1 regex orjson"],
+    "data-juicer": ["torch==2.13.0 transformers ray[data]==2.60.0 aiohttp", "py-data-juicer==1.6.1"],
 }
 TIMED = "import time, resource, sys, os, glob\nlake, out = sys.argv[1:]\nused = lambda: sum(sum(resource.getrusage(who)[:2]) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))\n"
 WAYS = {
