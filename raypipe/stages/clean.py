@@ -181,19 +181,23 @@ def find_duplicates(bucket: Bucket, table: Table) -> Pairs:
 
 def find_near(bucket: Bucket, table: Table, *, similarity: float) -> Pairs:
     """Rows that meet an earlier one in a band, and whose sketches are as near as that. Of several earlier ones the first."""
-    return first_each(np.concatenate([_near_in(band, bucket, table, similarity) for band in bucket.bands], axis=1))
+    met: dict[str, list[NDArray[np.uint64]]] = {_band(place): [] for place in bucket.bands}
+    for place, part in enumerate(table.parts):
+        looks = read_columns(table.folder, part, [*met, *SKETCH])
+        sketch = [looks.column(name).to_numpy() for name in SKETCH]
+        for name, pieces in met.items():
+            key = looks.column(name).to_numpy()
+            (row,) = np.nonzero(bucket.slice(key))
+            columns = [key[row], *(word[row] for word in sketch), np.full(len(row), place), row]
+            pieces.append(np.stack(columns).astype(np.uint64))
+    return first_each(
+        np.concatenate([_near(np.concatenate(pieces, axis=1), similarity) for pieces in met.values()], axis=1)
+    )
 
 
-def _near_in(band: int, bucket: Bucket, looks: Table, similarity: float) -> Pairs:
-    pieces = []
-    for place, part in enumerate(looks.parts):
-        table = read_columns(looks.folder, part, [_band(band), *SKETCH])
-        key, *sketch = (table.column(name).to_numpy() for name in (_band(band), *SKETCH))
-        (row,) = np.nonzero(bucket.slice(key))
-        pieces.append(
-            np.stack([key[row], *(word[row] for word in sketch), np.full(len(row), place), row]).astype(np.uint64)
-        )
-    key, *sketch, place, row = np.concatenate(pieces, axis=1)
+def _near(rows_CN: NDArray[np.uint64], similarity: float) -> Pairs:
+    """Of rows of one band: key, sketch, part and row, one column each."""
+    key, *sketch, place, row = rows_CN
     later, first = near_pairs(key, np.stack(sketch), similarity)
     return np.stack([place[later], row[later], place[first], row[first]]).astype(np.int64)
 
