@@ -6,10 +6,8 @@ and n numbers in a row are no evidence: `[1, 2, 3, ...` is in everybody's exampl
 
 from __future__ import annotations
 
-import gzip
 import json
 import re
-import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +17,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from raypipe.errors import DataError
+from raypipe.ops.problems import numbered_lines
 from raypipe.ops.shingles import shingles
 
 IDS = ("task_id", "problem_id", "question_id", "id", "name")
@@ -71,18 +70,10 @@ def find_leaks(texts: pa.StringArray, grams: Grams) -> list[str | None]:
 
 def _texts(where: str, data: bytes) -> Iterator[tuple[str, list[str]]]:
     """Name of a problem, and its texts."""
-    try:
-        text = (gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data).decode()
-    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
-        raise DataError(f"{where}: not readable as JSONL or JSONL.gz in UTF-8: {error}. Copy it anew") from error
-    for number, line in enumerate(text.split("\n"), 1):
-        if line.strip():
-            row = _row(f"{where}: line {number}", line)
-            name = next((str(row[key]) for key in IDS if key in row), f"{where} line {number}")
-            yield (
-                name,
-                [value for key, value in row.items() if isinstance(value, str) and value and key not in LEFT_OUT],
-            )
+    for number, line in numbered_lines(where, data):
+        row = _row(f"{where}: line {number}", line)
+        name = next((str(row[key]) for key in IDS if key in row), f"{where} line {number}")
+        yield name, [value for key, value in row.items() if isinstance(value, str) and value and key not in LEFT_OUT]
 
 
 def _row(where: str, line: str) -> dict[str, Any]:

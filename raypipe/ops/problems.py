@@ -9,7 +9,7 @@ from __future__ import annotations
 import gzip
 import json
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
@@ -84,23 +84,28 @@ class Problem:
 
 def read_problems(where: str, data: bytes) -> list[Problem]:
     """DataError, naming `where` and the line, for what is no such set."""
+    problems, seen = list[Problem](), dict[str, int]()
+    for number, line in numbered_lines(where, data):
+        problem = Problem(line)
+        _check(f"{where}: line {number}", problem)
+        if (before := seen.setdefault(problem.problem_id, number)) != number:
+            raise DataError(
+                f"{where}: line {number}: {problem.problem_id} is on line {before} too. Leave one of them out"
+            )
+        problems.append(problem)
+    if not problems:
+        raise DataError(f"{where}: no problems in it. Wanted a line of JSON for each")
+    return problems
+
+
+def numbered_lines(where: str, data: bytes) -> Iterator[tuple[int, str]]:
+    """Lines of a set, from 1, without blank ones."""
     try:
         text = (gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data).decode()
     except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
         raise DataError(f"{where}: not readable as JSONL or JSONL.gz in UTF-8: {error}. Copy it anew") from error
-    problems, seen = list[Problem](), dict[str, int]()
-    for number, line in enumerate(text.split("\n"), 1):  # JSON may hold U+2028, at which splitlines() cuts
-        if line.strip():
-            problem = Problem(line)
-            _check(f"{where}: line {number}", problem)
-            if (before := seen.setdefault(problem.problem_id, number)) != number:
-                raise DataError(
-                    f"{where}: line {number}: {problem.problem_id} is on line {before} too. Leave one of them out"
-                )
-            problems.append(problem)
-    if not problems:
-        raise DataError(f"{where}: no problems in it. Wanted a line of JSON for each")
-    return problems
+    lines = enumerate(text.split("\n"), 1)  # JSON may hold U+2028, at which splitlines() cuts
+    return ((number, line) for number, line in lines if line.strip())
 
 
 def _check(where: str, problem: Problem) -> None:
