@@ -22,7 +22,7 @@ check: .venv/installed  ## formatting, lint, types
 	$(BIN)/ruff check raypipe jobs tests benchmarks
 	$(BIN)/mypy
 
-soak: reliability  ## and the driver killed at every point of a run, not at three
+soak: reliability  ## and the driver killed at every point of a run, not at two
 	RAYPIPE_SOAK=1 $(BIN)/python -m pytest tests/test_kill_matrix.py -k driver
 
 reliability: .venv/installed .venv/ceph/.made  ## every fault of tests/faults.py; writes docs/reliability.md

@@ -33,8 +33,8 @@ POINTS = {  # in the order of a run: the stage, and what it has put by then
     "score": "part-",
     "select": "part-",
 }
-# A rerun is the same wherever the driver died: three of the points stand for all six, which `make soak` goes through
-DRIVER_POINTS = list(POINTS) if os.environ.get("RAYPIPE_SOAK") else ["ingest", "cluster's fit", "score"]
+# A rerun is the same wherever the driver died: two of the points stand for all six, which `make soak` goes through
+DRIVER_POINTS = list(POINTS) if os.environ.get("RAYPIPE_SOAK") else ["cluster's fit", "score"]
 NODE = {"num_cpus": 1, "object_store_memory": 200 << 20}  # one actor each; two cores hold no more processes
 MAPS = ("embed", "cluster's assign", "score", "select")  # these by actors
 AFTER = 3  # objects put by a stage before something is killed
