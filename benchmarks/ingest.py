@@ -208,7 +208,7 @@ def memory(rows: Path) -> dict[str, Any]:
     for who in growth:
         axes.plot(COUNTS, [peaks[count][who] / 2**20 for count in COUNTS], "o-", label=who)
     axes.set(xscale="log", ylim=0, xlabel="rows of the lake", ylabel="peak memory, MiB", title="ingest on Ray")
-    axes.legend()
+    axes.legend(loc="lower right")
     figure.tight_layout()
     figure.savefig(PROJECT / "docs" / "ingest-memory.png", dpi=100)
     return {"peak_bytes": {str(count): found for count, found in peaks.items()}, "growth": growth}
