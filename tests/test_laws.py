@@ -20,7 +20,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from raypipe import envelope, slices
+from raypipe import envelope, pairs, slices
 from raypipe.config import Config
 from raypipe.errors import Stopped
 from raypipe.lake import Lake, Slice, chain_digests
