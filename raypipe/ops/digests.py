@@ -21,7 +21,7 @@ from raypipe.errors import ConfigError
 
 
 def column_digests(table: pa.Table) -> dict[str, str]:
-    """Of every column: sha256, 16 hex digits, over type, validity and values."""
+    """Of every column: sha256, 16 hex digits, over type, length, validity and values."""
     return {name: _digest(column) for name, column in zip(table.column_names, table.columns, strict=True)}
 
 
@@ -32,7 +32,9 @@ def columns_digest(digests: Mapping[str, str]) -> str:
 
 def _digest(column: pa.ChunkedArray) -> str:
     kind = re.sub(r"<(item|element): ", "<", str(column.type))  # Parquet gives a list's values another name
-    digest = hashlib.sha256(f"{kind};".encode())
+    digest = hashlib.sha256(
+        f"{kind};{len(column)};".encode()
+    )  # bits of validity are padded: a null more would not show
     array = column.combine_chunks() if column.num_chunks != 1 else column.chunk(0)
     _update(digest, pa.concat_arrays(array.chunks) if isinstance(array, pa.ChunkedArray) else array)
     return digest.hexdigest()[:16]
