@@ -64,7 +64,7 @@ def _plan(options: argparse.Namespace) -> None:
             planned = pipeline.plan(config, options.from_stage)
             if options.measure and not planned["score"].done:
                 pipeline.measure(planned)
-            grown = since_last_run(pipeline.root_of(config), config.name, planned.lake, planned["ingest"].folder)
+            grown = since_last_run(pipeline.recorded(config), planned.lake, planned["ingest"].folder)
             print(_shown(planned), *grown, *screen.cost_words(planned), *screen.padding_words(planned), sep="\n")
 
 

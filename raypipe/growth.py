@@ -9,10 +9,9 @@ from raypipe.stage import read_manifest
 from raypipe.store import Folder
 
 
-def since_last_run(root: Folder, name: str, lake: Lake, ingest: Folder) -> list[str]:
-    """In words; nothing where the lake is the same, or the run is new. `ingest` is the folder that this run's parts are in."""
-    data = (root / "runs").find(f"{name}.json")
-    before = json.loads(data)["lake"] if data else lake.digest
+def since_last_run(record: bytes | None, lake: Lake, ingest: Folder) -> list[str]:
+    """In words; nothing where the lake is the same, or the run has no record yet. `ingest` is the folder that this run's parts are in."""
+    before = json.loads(record)["lake"] if record else lake.digest
     if before == lake.digest:
         return []
     if before in lake.chain:

@@ -14,7 +14,7 @@ import os
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
@@ -112,6 +112,11 @@ def read_object(key: str, uri: str, endpoint: str | None = None) -> bytes:
     if (data := Folder.at(place or "/", endpoint).find(name)) is None:
         raise ConfigError(f"{key}: {uri} is not there. Give the path of a file, or of an object on S3")
     return data
+
+
+def read_objects(key: str, uris: Sequence[str], endpoint: str | None = None) -> dict[str, bytes]:
+    """By URI."""
+    return {uri: read_object(key, uri, endpoint) for uri in uris}
 
 
 def object_digest(key: str, uri: str, endpoint: str | None = None) -> str:

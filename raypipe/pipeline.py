@@ -252,18 +252,21 @@ def _check_lake_can_be_read(planned: Plan) -> None:
 
 def _record(planned: Plan, *, rewrite: bool) -> None:
     """Name the run's folders before any of them gets its first object; also where they are all there, but of another run."""
-    config, root, runs = planned.config, root_of(planned.config), root_of(planned.config) / "runs"
-    for said in since_last_run(root, config.name, planned.lake, planned["ingest"].folder):
+    config, before = planned.config, recorded(planned.config)
+    for said in since_last_run(before, planned.lake, planned["ingest"].folder):
         log.info(said)
     record = {"name": config.name, "lake": planned.lake.digest, "folders": planned.folders}
     data = json.dumps({**record, "config": config.model_dump(mode="json")}, indent=1).encode()
-    if rewrite or runs.find(f"{config.name}.json") != data:
-        runs.replace(f"{config.name}.json", data)
+    if rewrite or before != data:
+        (root_of(config) / "runs").replace(f"{config.name}.json", data)
+
+
+def recorded(config: Config) -> bytes | None:
+    return (root_of(config) / "runs").find(f"{config.name}.json")
 
 
 def _recorded_lake(root: Folder, config: Config, from_stage: str) -> Lake:
-    data = (root / "runs").find(f"{config.name}.json")
-    if data is None:
+    if (data := recorded(config)) is None:
         before = STAGE_NAMES[STAGE_NAMES.index(from_stage) - 1]
         raise ConfigError(
             f"{root.path}/{before}-*/manifest-*.json is missing, and {root.path}/runs/{config.name}.json too: nothing was prepared "

@@ -119,8 +119,8 @@ def problems(key: str, path: str, endpoint: str | None) -> str:
 
 
 def evaluation_sets(config: Config) -> str:
-    key, rule = "clean.decontaminate", config.clean
-    sets = {path: identity.read_object(key, path, config.storage.endpoint) for path in rule.decontaminate}
+    rule = config.clean
+    sets = identity.read_objects("clean.decontaminate", rule.decontaminate, config.storage.endpoint)
     grams = grams_of(sets, rule.ngram_words)
     return f"{len(grams.names):,} problems, {len(grams.hashes):,} runs of {rule.ngram_words} words"
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from raypipe.config import Config
-from raypipe.identity import model_identity, object_digest, read_object, resolved_backend
+from raypipe.identity import model_identity, object_digest, read_object, read_objects, resolved_backend
 from raypipe.lake import chain_digests, list_slices
 from raypipe.ops.leaks import grams_of
 from raypipe.ops.problems import read_problems
@@ -27,7 +27,7 @@ def _clean_content(config: Config) -> dict[str, Any]:
     if clean.secrets:
         content["secrets"] = clean.secrets
     if clean.decontaminate:
-        sets = {path: read_object("clean.decontaminate", path, config.storage.endpoint) for path in clean.decontaminate}
+        sets = read_objects("clean.decontaminate", clean.decontaminate, config.storage.endpoint)
         grams_of(sets, clean.ngram_words)  # what is wrong with them is better said now
         content |= {
             "ngram_words": clean.ngram_words,

@@ -51,11 +51,7 @@ def find_repeats(cluster_ids: NDArray[np.int64], *, embed: Table, clusters: Tabl
         ids = clusters.read(part).column("cluster_id")
         (rows,) = np.nonzero(np.isin(ids.fill_null(-1).to_numpy(), cluster_ids))
         column = embed.read(part).column("embedding").combine_chunks().take(pa.array(rows))
-        pieces.append(
-            column.flatten()
-            .to_numpy(zero_copy_only=False)
-            .reshape(len(rows), -1 if len(rows) else column.type.list_size)
-        )
+        pieces.append(column.flatten().to_numpy(zero_copy_only=False).reshape(len(rows), column.type.list_size))
         places.append(np.stack([np.full(len(rows), place), rows, ids.take(pa.array(rows)).to_numpy()]))
     x_ND, (place_N, row_N, id_N) = np.concatenate(pieces), np.concatenate(places, axis=1)
     pairs = [np.empty((4, 0), np.int64)]

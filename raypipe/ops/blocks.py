@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Protocol
 
 import numpy as np
@@ -62,7 +63,7 @@ class Lines:
         return len(self.starts)
 
     def names(self) -> Sequence[str]:
-        return next((list(row) for row in self._first() if isinstance(row, dict)), [])
+        return next((list(row) for row in self._first if isinstance(row, dict)), [])
 
     def table(self, fields: Fields) -> pa.Table | None:
         """Each row begins with { and ends with }, and there are as many objects as rows: so each row is one object."""
@@ -74,7 +75,7 @@ class Lines:
             or not _is_utf8(self.data)
         ):
             return None
-        table = json_table(self.data, self._first(), fields)
+        table = json_table(self.data, self._first, fields)
         return table if table is not None and len(table) == len(self) else None
 
     def parse(self, place: int, fields: Fields) -> Sample | Reject:
@@ -93,6 +94,7 @@ class Lines:
         line, one = self._line(place), slice(place, place + 1)
         return Lines(self.uri, line, np.array([0]), np.array([len(line)]), self.numbers[one], self.offsets[one])
 
+    @cached_property
     def _first(self) -> list[Any]:
         rows = []
         for place in range(min(LOOKED_AT, len(self))):

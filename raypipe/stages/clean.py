@@ -24,7 +24,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from raypipe.config import Config
-from raypipe.identity import read_object
+from raypipe.identity import read_objects
 from raypipe.items import map_items
 from raypipe.ops.leaks import Grams, find_leaks, grams_of
 from raypipe.ops.minhash import PERMUTATIONS, bands_and_sketches, near_pairs, rows_a_band
@@ -107,8 +107,8 @@ def _band(place: int) -> str:
 
 
 def _grams(config: Config) -> Grams | None:
-    rule, endpoint = config.clean, config.storage.endpoint
-    sets = {path: read_object("clean.decontaminate", path, endpoint) for path in rule.decontaminate}
+    rule = config.clean
+    sets = read_objects("clean.decontaminate", rule.decontaminate, config.storage.endpoint)
     return grams_of(sets, rule.ngram_words) if sets else None
 
 
