@@ -114,13 +114,7 @@ def _ingest_words(found: Manifests) -> list[str]:
     samples = {"duplicate": 0, **found["clean"]["counts"]}
     good = samples.pop("ok", 0)
     dropped = ", ".join(f"{count:,} {status}" for status, count in samples.items())
-    return [f"{line}; {dropped}, {good:,} samples", *_secrets(found["clean"]["figures"])]
-
-
-def _secrets(figures: Mapping[str, int]) -> list[str]:
-    kinds = {name.removeprefix("secrets: "): count for name, count in figures.items() if name.startswith("secrets: ")}
-    said = ", ".join(f"{count:,} {kind}" for kind, count in sorted(kinds.items(), key=lambda item: -item[1]))
-    return [f"! samples with secrets or personal data: {said}"] if kinds else []
+    return [f"{line}; {dropped}, {good:,} samples"]
 
 
 def _score_words(found: Manifests) -> list[str]:

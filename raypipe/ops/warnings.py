@@ -33,6 +33,15 @@ def said(manifests: Mapping[str, Mapping[str, Any]]) -> list[str]:
     return [text for manifest in manifests.values() for text in manifest.get("summary", {}).get("warnings", ())]
 
 
+def of_secrets(figures: Mapping[str, int], rule: str | None) -> list[str]:
+    kinds = {name.removeprefix("secrets: "): count for name, count in figures.items() if name.startswith("secrets: ")}
+    if not kinds:
+        return []
+    said = ", ".join(f"{count:,} {kind}" for kind, count in sorted(kinds.items(), key=lambda item: -item[1]))
+    left_out = "were left out" if rule == "drop" else "are among the samples. To leave them out: clean.secrets=drop"
+    return [f"secrets and personal data, in samples of each kind: {said}. They {left_out}"]
+
+
 def of_clusters(silhouette: float, num_clusters: int) -> list[str]:
     if num_clusters == 1 or silhouette >= COHERENT:
         return []

@@ -30,12 +30,13 @@ from raypipe.ops.leaks import Grams, find_leaks, grams_of
 from raypipe.ops.minhash import PERMUTATIONS, bands_and_sketches, near_pairs, rows_a_band
 from raypipe.ops.secrets import secret_kinds
 from raypipe.ops.text import id_words
+from raypipe.ops.warnings import of_secrets
 from raypipe.pairs import Pairs, first_each, put_pairs
-from raypipe.part import Table, read_columns, with_figures
+from raypipe.part import Table, add_up, read_columns, with_figures
 from raypipe.parts import map_parts
 from raypipe.resources import Pool
 from raypipe.sources import Clean
-from raypipe.stage import Inputs, Result
+from raypipe.stage import Inputs, Result, all_footers
 from raypipe.store import Folder
 
 BUCKET_ROWS = 4_000_000  # of ids, or band keys, that one task sorts: about 300 MB
@@ -66,7 +67,8 @@ def run(config: Config, inputs: Inputs, out: Folder) -> Result:
             near = partial(find_near, similarity=rule.near_duplicate_similarity)
             _put(near, looks, _buckets(bands, num_rows), todo, out / "_near")
     mark = partial(Mark, tuple(found), drops_secrets=rule.secrets == "drop")
-    return Result(map_parts(mark, [samples, *found.values()], out, pool=Pool(), light=True))
+    marked = all_footers(out, map_parts(mark, [samples, *found.values()], out, pool=Pool(), light=True), inputs.lake)
+    return Result(marked, {"warnings": of_secrets(add_up(marked.values())["figures"], rule.secrets)})
 
 
 class SortIds:

@@ -124,6 +124,15 @@ def test_few_steps():
     assert warnings.of_steps(100) == [] and "only 99 optimiser steps" in warnings.of_steps(99)[0]
 
 
+def test_secrets_by_kind():
+    figures = {"secrets: E-mail address": 79, "secrets: Public IP (ipv4)": 1200, "other": 3}
+    (said,) = warnings.of_secrets(figures, "count")
+    assert "1,200 Public IP (ipv4), 79 E-mail address." in said and said.endswith("clean.secrets=drop")
+    assert (
+        warnings.of_secrets(figures, "drop")[0].endswith("They were left out") and warnings.of_secrets({}, None) == []
+    )
+
+
 def test_all_of_a_run_in_the_order_of_its_stages():
     """Also of stages that have none, and of manifests of before there were any."""
     manifests = {
