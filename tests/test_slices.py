@@ -4,6 +4,7 @@ import gzip
 import io
 import json
 
+import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -18,7 +19,6 @@ from raypipe.ops.blocks import read_block
 from raypipe.ops.rows import Fields
 from raypipe.s3 import S3
 from raypipe.slices import read_slice
-from tests.s3.fake import moto_bucket
 
 ROWS = [{"instruction": f"do {n} \u00e9", "response": "x\n" * (n % 7 + 1), "id": n} for n in range(40)]
 FIELDS = Fields(carry=("id",))
@@ -259,13 +259,37 @@ def test_a_file_that_changes_while_it_is_read(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     "name", ["a.jsonl", "pretty.json", "several.jsonl.gz", "a.jsonl.zst", "a.parquet", "file.arrow"]
 )
-def test_objects_on_s3(tmp_path, monkeypatch, name):
+def test_objects_on_s3(bucket, monkeypatch, name):
     """They are read by ranges, Parquet from its end, and large ones from the middle on."""
-    with moto_bucket(monkeypatch, tmp_path):
-        S3().put(f"s3://lake/x/{name}", FORMATS[name])
-        (piece,) = list_lake(["s3://lake/x"]).slices
-        monkeypatch.setattr(lake, "CUT_BYTES", 700)
-        for pieces in ([piece], list_lake(["s3://lake/x"]).slices):
-            samples, rejects = read(*pieces)
-            assert texts(samples) == WANTED and rejects == []
-        assert len(pieces) == (-(-piece.size // 700) if name in ("a.jsonl", "a.parquet") else 1)
+    S3().put(f"{bucket}/x/{name}", FORMATS[name])
+    (piece,) = list_lake([f"{bucket}/x"]).slices
+    monkeypatch.setattr(lake, "CUT_BYTES", 700)
+    for pieces in ([piece], list_lake([f"{bucket}/x"]).slices):
+        samples, rejects = read(*pieces)
+        assert texts(samples) == WANTED and rejects == []
+    assert len(pieces) == (-(-piece.size // 700) if name in ("a.jsonl", "a.parquet") else 1)
+
+
+WRITERS = {
+    "save_to_disk": lambda data, folder: data.save_to_disk(folder, num_shards=3),
+    "save_to_disk of splits": lambda data, folder: datasets.DatasetDict(
+        train=data.select(range(30)), zoo=data.select(range(30, 40))
+    ).save_to_disk(folder),
+    "to_parquet": lambda data, folder: data.to_parquet(folder / "train.parquet", batch_size=9),
+    "to_json": lambda data, folder: data.to_json(folder / "train.jsonl.gz", compression="gzip", force_ascii=False),
+    "to_json, an array": lambda data, folder: data.to_json(folder / "train.json", lines=False),
+}
+
+
+@pytest.mark.parametrize("form", ["columns", "messages"])
+@pytest.mark.parametrize("name", WRITERS)
+def test_folders_that_datasets_wrote(tmp_path, name, form):
+    """The library that instruction data is mostly made with: what it wrote is read as it reads it, whatever it keeps beside."""
+    (folder := tmp_path / "data").mkdir()
+    rows = ROWS if form == "columns" else [
+        {"messages": [{"role": "user", "content": row["instruction"]}, {"role": "assistant", "content": row["response"]}], "id": row["id"]} for row in ROWS
+    ]  # fmt: skip
+    WRITERS[name](datasets.Dataset.from_list(rows), folder)
+    fields = FIELDS if form == "columns" else Fields(messages="messages", carry=("id",))
+    samples, rejects = read(*list_lake([str(folder)]).slices, fields=fields)
+    assert texts(samples) == WANTED and rejects == []
