@@ -14,7 +14,7 @@ import os
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
@@ -28,7 +28,10 @@ from raypipe.ops.digests import canonical_json
 from raypipe.ops.hub import split_revision
 from raypipe.store import Folder, Found
 
-MODEL_FILE = "config.json"
+MODEL_FILES = (
+    "config.json",
+    "modules.json",
+)  # either makes a model; of word vectors, as sentence-transformers has them, there is only the second
 PACKAGES = (
     "raypipe",
     "ray",
@@ -50,18 +53,17 @@ def model_identity(key: str, model: str) -> Any:
         return {"etags": model.rpartition("@")[2]}
     if os.path.isdir(model):
         files = {str(path.relative_to(model)): file_digest(path) for path in sorted(_model_files(Path(model)))}
-        if MODEL_FILE not in files:
-            raise ConfigError(f"{key}: {model} has no {MODEL_FILE}, wanted a model directory in Hugging Face format")
+        _check_is_model(key, model, files, MODEL_FILES)
         return files
     name, revision = split_revision(pinned_model(key, model))
     return {"hub": name, "revision": revision}
 
 
 @cache
-def pinned_model(key: str, model: str, endpoint: str | None = None, needs: str = MODEL_FILE) -> str:
+def pinned_model(key: str, model: str, endpoint: str | None = None, needs: Sequence[str] = MODEL_FILES) -> str:
     """A directory as it is; NAME@REVISION of a Hub id or of an s3:// prefix, so that what is loaded later is what is meant.
 
-    `needs`: the file that makes it a model; that of a LoRA adapter is another one.
+    `needs`: files of which any makes it a model; that of a LoRA adapter is another one.
     """
     if os.path.isdir(model):
         return model
@@ -71,7 +73,7 @@ def pinned_model(key: str, model: str, endpoint: str | None = None, needs: str =
     return f"{name}@{_hub_revision(key, name, revision)}"
 
 
-def fetched_model(model: str, endpoint: str | None = None, needs: str = MODEL_FILE) -> str:
+def fetched_model(model: str, endpoint: str | None = None, needs: Sequence[str] = MODEL_FILES) -> str:
     """What `from_pretrained` can load: a pinned model on S3 is copied once to this machine's cache. ConfigError where it changed."""
     if not model.startswith("s3://"):
         return model
@@ -95,12 +97,16 @@ def fetched_model(model: str, endpoint: str | None = None, needs: str = MODEL_FI
     return str(target)
 
 
-def _etags(key: str, folder: Folder, needs: str) -> tuple[list[Found], str]:
+def _check_is_model(key: str, path: str, files: Collection[str], needs: Sequence[str]) -> None:
+    if not any(name in files for name in needs):
+        raise ConfigError(f"{key}: {path} has no {needs[0]}, wanted a model directory in Hugging Face format")
+
+
+def _etags(key: str, folder: Folder, needs: Sequence[str]) -> tuple[list[Found], str]:
     """Objects of a model, and the digest of their names and etags."""
     files = list(folder.walk())
     names = {found.uri[len(folder.path) + 1 :]: found.version for found in files}
-    if needs not in names:
-        raise ConfigError(f"{key}: {folder.path} has no {needs}, wanted a model directory in Hugging Face format")
+    _check_is_model(key, folder.path, names, needs)
     if odd := [name for name in names if {"", ".", ".."} & set(name.split("/"))]:
         raise ConfigError(f"{key}: {folder.uri(odd[0])} is no name of a file. Remove the object")
     return files, hashlib.sha256(canonical_json(names).encode()).hexdigest()[:24]
@@ -190,9 +196,10 @@ def _hub_revision(key: str, model: str, wanted: str | None) -> str:
         return str(huggingface_hub.HfApi().model_info(model, revision=wanted, timeout=10).sha)
     except (http_error, HFValidationError, OSError, RuntimeError) as error:
         is_id = "/" in model and not isinstance(error, HFValidationError)
-        local = huggingface_hub.try_to_load_from_cache(model, "config.json", revision=wanted) if is_id else None
-        if isinstance(local, str):
-            return Path(local).parent.name
+        for name in MODEL_FILES if is_id else ():
+            local = huggingface_hub.try_to_load_from_cache(model, name, revision=wanted)
+            if isinstance(local, str):
+                return Path(local).parent.name
         raise ConfigError(
             f"{missing} ({type(error).__name__}). Give the path of a model directory or a Hub id"
         ) from error

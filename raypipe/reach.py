@@ -98,11 +98,11 @@ def model(key: str, name: str, endpoint: str | None) -> str:
     """Without hashing it: that takes half a minute for 13 GB, and every model is hashed only once a machine."""
     if not os.path.isdir(name):
         if name.startswith("s3://"):
-            Folder.at(name, endpoint).find("config.json")  # who may list may not always read
+            Folder.at(name, endpoint).find(identity.MODEL_FILES[0])  # who may list may not always read
         return identity.pinned_model(key, name, endpoint)
     with refusals(name):
         sizes = {path: path.stat().st_size for path in Path(name).rglob("*") if path.is_file()}
-    if not os.path.isfile(os.path.join(name, "config.json")):
+    if not any(os.path.isfile(os.path.join(name, file)) for file in identity.MODEL_FILES):
         raise ConfigError(f"{key}: {name} has no config.json, wanted a model directory in Hugging Face format")
     if unreadable := [path for path in sizes if not os.access(path, os.R_OK)]:
         raise StorageError(f"{key}: {unreadable[0]}: this user may not read it. Give this user the right to it")

@@ -197,6 +197,17 @@ def test_a_model_that_changes_while_it_is_fetched_leaves_nothing(model, monkeypa
     assert files_of(tmp_path / "cache" / "raypipe" / "models").keys() <= {f"{pinned[-24:]}.lock"}
 
 
+def test_word_vectors_are_a_model(model, tmp_path):
+    """sentence-transformers' static models: modules and no network, so no config.json at the top."""
+    model.replace("modules.json", b"[]")
+    model.delete("config.json")
+    pinned_model.cache_clear()
+    (tmp_path / "bag").mkdir()
+    (tmp_path / "bag" / "modules.json").write_text("[]")
+    assert pinned_model("embed.model", model.path).startswith(model.path)
+    assert model_identity("embed.model", str(tmp_path / "bag")).keys() == {"modules.json"}
+
+
 def test_what_is_no_model_on_s3(model):
     """A prefix that ends one folder too early or too late; and a bucket that is not there."""
     for path in (f"{model.path}/1_Pooling/x", "s3://lake/models", "s3://lake/nothing"):

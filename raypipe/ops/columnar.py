@@ -131,7 +131,8 @@ def _joined(table: pa.Table, paths: Sequence[str]) -> pa.StringArray:
     columns = [_column(table, path) for path in paths]
     if any(not _is_text(column.type) and column.null_count < len(column) for column in columns):
         return pa.nulls(len(table), pa.string())
-    return _join([column.cast(pa.string()) for column in columns])
+    texts = [column.cast(pa.string()) for column in columns]
+    return _join(texts) if len(texts) > 1 else texts[0]
 
 
 def _join(texts: Sequence[pa.StringArray]) -> pa.StringArray:

@@ -8,13 +8,13 @@ Columns: model (base, tuned), task, problem_id, completion_index, completion (as
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 
 import pyarrow as pa
 
 from raypipe.config import Config
-from raypipe.identity import fetched_model, pinned_model, read_object
+from raypipe.identity import MODEL_FILES, fetched_model, pinned_model, read_object
 from raypipe.models.generator import Sampling, make_generator
 from raypipe.models.pretrained import load_tokenizer, max_positions
 from raypipe.ops.chat_template import SLOT
@@ -69,9 +69,9 @@ class Generate:
         pool, endpoint, lora = config.resources.evaluate, config.storage.endpoint, config.train.lora
         path, adapter = fetched_model(config.model, endpoint), None
         if model == "tuned" and lora is not None and lora.export == "adapter":
-            adapter = _released(tuned, endpoint, "adapter_config.json")
+            adapter = _released(tuned, endpoint, ("adapter_config.json",))
         elif model == "tuned":
-            path = _released(tuned, endpoint, "config.json")
+            path = _released(tuned, endpoint)
         self.tokenizer = load_tokenizer(path)
         self.generator = make_generator(
             config.evaluate.backend,
@@ -113,6 +113,6 @@ class Generate:
         return asked + text_ids(self.tokenizer, [BEGINNING])[0]
 
 
-def _released(model: Folder, endpoint: str | None, needs: str) -> str:
+def _released(model: Folder, endpoint: str | None, needs: Sequence[str] = MODEL_FILES) -> str:
     """Where the fine-tuned model is on this machine."""
     return fetched_model(pinned_model("train", model.path, endpoint, needs), endpoint, needs)
