@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from raypipe.lake import Lake
+from raypipe.lake import Lake, place_and_chain
 from raypipe.stage import read_manifest
 from raypipe.store import Folder
 
@@ -22,8 +22,8 @@ def since_last_run(record: bytes | None, lake: Lake, ingest: Folder) -> list[str
     manifest = read_manifest(ingest, before)
     if manifest is None:
         return []
-    same = [int(part["name"][5:12]) for part in manifest["parts"] if part["name"][18:30] in lake.chain]
-    first = max(same, default=-1) + 1
+    there, parts = set(lake.chain), (place_and_chain(part["name"]) for part in manifest["parts"])
+    first = max((place for place, chain in parts if chain in there), default=-1) + 1
     if first == len(lake.slices):
         return ["files at the end of the last run's lake are gone; those that are left are kept"]
     return [

@@ -132,6 +132,12 @@ def chain_digests(slices: Sequence[Slice]) -> tuple[str, ...]:
     return tuple(chain)
 
 
+def place_and_chain(part: str) -> tuple[int, str]:
+    """Of the last slice that is in a part of ingest, as its name has them."""
+    _, place, _, chain = part.removesuffix(".parquet").removesuffix("-end").split("-")
+    return int(place), chain
+
+
 def _expand(path: str, endpoint: str | None) -> Iterator[Slice]:
     return _expand_s3(path, S3(endpoint)) if path.startswith("s3://") else _expand_local(path)
 

@@ -25,7 +25,7 @@ import pyarrow as pa
 from raypipe.config import Config
 from raypipe.errors import ConfigError, DataError
 from raypipe.items import map_items
-from raypipe.lake import Lake, Slice
+from raypipe.lake import Lake, Slice, place_and_chain
 from raypipe.ops.blocks import Block, Read, read_block
 from raypipe.ops.rows import Fields
 from raypipe.part import Footer, commit_part, read_footer
@@ -166,7 +166,7 @@ def parts_of(lake: Lake, names: Sequence[str]) -> dict[int, list[str]]:
     ends = {group[-1] for group in lake.groups()}
     found: dict[int, list[str]] = {}
     for name in sorted(name for name in names if name.startswith("part-")):
-        place, chain = int(name[5:12]), name[18 : 18 + 12]
+        place, chain = place_and_chain(name)
         if place in ends and lake.chain[place] == chain:
             found.setdefault(place, []).append(name)
     return found
