@@ -84,15 +84,17 @@ class TransformersScorer:
     def _batch(self, sequences: list[Tokens], num_context: list[int]) -> NDArray[np.float64]:
         import torch
 
-        from raypipe.models.packed import make_batch, summed_nll
+        from raypipe.models.packed import LENGTHS, make_batch, summed_nll
 
         labels = [
             label for tokens, n in zip(sequences, num_context, strict=True) for label in [IGNORED] * n + tokens[n:]
         ]
         ids = [token for tokens in sequences for token in tokens]
-        batch = make_batch(ids, labels, [len(tokens) for tokens in sequences], self.device)
+        filler = -len(ids) % LENGTHS if self.device == "cpu" else 0
+        lengths = [len(tokens) for tokens in sequences] + [filler] * (filler > 0)
+        batch = make_batch(ids + ids[:1] * filler, labels + [IGNORED] * filler, lengths, self.device)
         with torch.inference_mode():
-            return np.asarray(summed_nll(self.model, self.head, batch).cpu().numpy())
+            return np.asarray(summed_nll(self.model, self.head, batch)[: len(sequences)].cpu().numpy())
 
 
 class VllmScorer:
