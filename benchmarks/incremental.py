@@ -69,7 +69,7 @@ def prepare(rows: int) -> Path:
         "ingest": {"paths": [f"{FOLDER}/lake"], "max_rejected_fraction": 0.05},
         "clean": {"near_duplicate_similarity": 0.8},
         "embed": {"model": f"{FOLDER}/embedder"},
-        "score": {"backend": "transformers"},
+        "score": {"backend": "transformers", "dtype": "float32"},
         "storage": {"root": f"{FOLDER}/root"},
     }
     (config := FOLDER / "config.yaml").write_text(yaml.safe_dump(tree))
