@@ -29,6 +29,7 @@ FOOTER, SEAL, PART, FIGURES = b"raypipe", b"raypipe.seal", b"part", b"figures"
 UNREADABLE = (pa.ArrowException, OSError, KeyError, TypeError, ValueError)  # what changed bytes lead to
 THREADS = 16
 UNIQUE = {"sample_id", "instruction", "response"}  # of which hardly a value is there twice
+RISING = {"source_line", "source_offset"}
 
 Footer = Mapping[str, Any]  # name, bytes, rows, counts, seconds, idle_s, attempt, figures, made, inputs, columns
 
@@ -153,8 +154,9 @@ def _encodings(schema: pa.Schema) -> dict[str, Any]:
             path, kind = f"{path}.list.element", kind.value_type
         (floats if pa.types.is_floating(kind) else others).append(path)
     return {
-        "use_dictionary": [path for path in others if path not in UNIQUE],
-        "column_encoding": dict.fromkeys(floats, "BYTE_STREAM_SPLIT"),
+        "use_dictionary": [path for path in others if path not in UNIQUE | RISING],
+        "column_encoding": dict.fromkeys(floats, "BYTE_STREAM_SPLIT")
+        | dict.fromkeys(RISING & {*others}, "DELTA_BINARY_PACKED"),
     }
 
 

@@ -106,7 +106,8 @@ def _column(table: pa.Table, path: str) -> pa.Array:
     first, *rest = path.split(".")
     if first not in table.column_names:
         return pa.nulls(len(table), pa.string())
-    column = table.column(first).combine_chunks()
+    column = table.column(first)
+    column = column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()  # which copies also a single one
     for name in rest:
         if not pa.types.is_struct(column.type) or column.type.get_field_index(name) < 0:
             return pa.nulls(len(table), pa.string())
