@@ -28,10 +28,7 @@ from raypipe.ops.digests import canonical_json
 from raypipe.ops.hub import split_revision
 from raypipe.store import Folder, Found
 
-MODEL_FILES = (
-    "config.json",
-    "modules.json",
-)  # either makes a model; of word vectors, as sentence-transformers has them, there is only the second
+MODEL_FILES = ("config.json", "modules.json")  # any makes a model; sentence-transformers' word vectors have the second
 PACKAGES = (
     "raypipe",
     "ray",
@@ -53,7 +50,7 @@ def model_identity(key: str, model: str) -> Any:
         return {"etags": model.rpartition("@")[2]}
     if os.path.isdir(model):
         files = {str(path.relative_to(model)): file_digest(path) for path in sorted(_model_files(Path(model)))}
-        _check_is_model(key, model, files, MODEL_FILES)
+        check_is_model(key, model, files)
         return files
     name, revision = split_revision(pinned_model(key, model))
     return {"hub": name, "revision": revision}
@@ -97,7 +94,7 @@ def fetched_model(model: str, endpoint: str | None = None, needs: Sequence[str] 
     return str(target)
 
 
-def _check_is_model(key: str, path: str, files: Collection[str], needs: Sequence[str]) -> None:
+def check_is_model(key: str, path: str, files: Collection[str], needs: Sequence[str] = MODEL_FILES) -> None:
     if not any(name in files for name in needs):
         raise ConfigError(f"{key}: {path} has no {needs[0]}, wanted a model directory in Hugging Face format")
 
@@ -106,7 +103,7 @@ def _etags(key: str, folder: Folder, needs: Sequence[str]) -> tuple[list[Found],
     """Objects of a model, and the digest of their names and etags."""
     files = list(folder.walk())
     names = {found.uri[len(folder.path) + 1 :]: found.version for found in files}
-    _check_is_model(key, folder.path, names, needs)
+    check_is_model(key, folder.path, names, needs)
     if odd := [name for name in names if {"", ".", ".."} & set(name.split("/"))]:
         raise ConfigError(f"{key}: {folder.uri(odd[0])} is no name of a file. Remove the object")
     return files, hashlib.sha256(canonical_json(names).encode()).hexdigest()[:24]

@@ -102,8 +102,7 @@ def model(key: str, name: str, endpoint: str | None) -> str:
         return identity.pinned_model(key, name, endpoint)
     with refusals(name):
         sizes = {path: path.stat().st_size for path in Path(name).rglob("*") if path.is_file()}
-    if not any(os.path.isfile(os.path.join(name, file)) for file in identity.MODEL_FILES):
-        raise ConfigError(f"{key}: {name} has no config.json, wanted a model directory in Hugging Face format")
+    identity.check_is_model(key, name, {str(path.relative_to(name)) for path in sizes})
     if unreadable := [path for path in sizes if not os.access(path, os.R_OK)]:
         raise StorageError(f"{key}: {unreadable[0]}: this user may not read it. Give this user the right to it")
     return f"{name}: {len(sizes):,} files, {size(sum(sizes.values()))}"
