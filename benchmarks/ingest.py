@@ -33,12 +33,13 @@ import yaml
 from benchmarks.plotting import pyplot
 from benchmarks.processes import memory_bytes
 from benchmarks.record import PROJECT, circumstances, record, result
+from benchmarks.rivals import environment
 
 OF_PYARROW, OF_RIVALS = 0.4, 3.0  # at least, of its rows a CPU second, and of the better peer's
 GROWTH = 1.2  # at most, of peak memory from 10^5 rows to 10^7
 TIMES, ROUNDS, COUNTS = 20, 3, (100_000, 1_000_000, 10_000_000)
 AGAIN = {"raypipe": 3, "pyarrow": 3}  # times a round, as they take seconds and machines are noisy
-FOLDER, RIVALS = PROJECT / "build" / "ingest", PROJECT / "build" / "rivals"
+FOLDER = PROJECT / "build" / "ingest"
 ROWS = PROJECT.parent / "shared" / "data" / "code_alpaca_20k"
 INSTALL = {  # each step by pip, in the rival's own environment. Data-Juicer would load gigabytes of CUDA by itself, were torch not there
     "datatrove": ["datatrove[io,processing]==0.10.1 regex orjson"],
@@ -132,7 +133,8 @@ def judge(found: dict[str, Any]) -> int:
 
 
 def speed(rows: Path) -> dict[str, Any]:
-    interpreters, lake = {"raypipe": sys.executable, "pyarrow": sys.executable, **installed()}, FOLDER / "lake"
+    rivals = {name: str(environment(name, steps) / "bin" / "python") for name, steps in INSTALL.items()}
+    interpreters, lake = {"raypipe": sys.executable, "pyarrow": sys.executable, **rivals}, FOLDER / "lake"
     data = written(rows, lake)
     runs: dict[str, list[float]] = {name: [] for name in WAYS}
     for round_ in range(ROUNDS):
@@ -154,16 +156,6 @@ def speed(rows: Path) -> dict[str, Any]:
 def spread(amount: float, seconds: list[float]) -> dict[str, float]:
     rates = [amount / used for used in seconds]
     return {"median": statistics.median(rates), "least": min(rates), "most": max(rates)}
-
-
-def installed() -> dict[str, str]:
-    for name, steps in INSTALL.items():
-        if not (RIVALS / name / "made").is_file():
-            subprocess.run([sys.executable, "-m", "venv", RIVALS / name], check=True)
-            for step in steps:
-                subprocess.run([RIVALS / name / "bin" / "pip", "install", "--quiet", *step.split()], check=True)
-            (RIVALS / name / "made").touch()
-    return {name: str(RIVALS / name / "bin" / "python") for name in INSTALL}
 
 
 def written(rows: Path, lake: Path) -> bytes:

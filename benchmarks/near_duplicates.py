@@ -30,11 +30,12 @@ import numpy as np
 from scipy import sparse
 
 from benchmarks.record import PROJECT, circumstances, record
+from benchmarks.rivals import environment
 
 FASTER, RECALL = 3.0, 0.86  # at least: times the faster of rensa and datasketch, and of the near duplicates
 SIMILARITY, ROUNDS = 0.8, 5
-FOLDER, RIVALS = PROJECT / "build" / "near", PROJECT / "build" / "rivals" / "minhash"
-PACKAGES = ["rensa==0.5.0", "datasketch==2.0.0"]
+FOLDER = PROJECT / "build" / "near"
+PACKAGES = "rensa==0.5.0 datasketch==2.0.0"
 ROWS = PROJECT.parent / "shared" / "data" / "code_alpaca_20k"
 WORD = re.compile(r"[a-z0-9_\u0080-\U0010ffff]+")
 
@@ -118,11 +119,11 @@ def main() -> int:
     (FOLDER / "texts.pickle").write_bytes(pickle.dumps(texts))
     near = has_earlier(texts)
     print(f"{len(texts):,} texts, of which {near.sum():,} are near duplicates of earlier ones", flush=True)
-    install()
+    rivals = environment("minhash", [PACKAGES])
     runs: dict[str, list[dict[str, Any]]] = {name: [] for name in WAYS}
     for round_ in range(ROUNDS):
         for name, made in runs.items():
-            made.append(run(name))
+            made.append(run(name, rivals))
             print(f"round {round_ + 1}  {name:16} {made[-1]['cpu_s']:7.2f} CPU s", flush=True)
     ways = {name: figures(made, near) for name, made in runs.items()}
     record("near_duplicates", {**where, "texts": len(texts), "near": int(near.sum()), "ways": ways})
@@ -161,30 +162,23 @@ def figures(made: list[dict[str, Any]], near: np.ndarray) -> dict[str, Any]:
     }
 
 
-def run(name: str) -> dict[str, Any]:
+def run(name: str, rivals: Path) -> dict[str, Any]:
     own = name in ("raypipe", "rensa, our words")
     code = (
         START
         + WAYS[name]
         + "\nprint(json.dumps({'cpu_s': used() - start, 'words_s': ready - start, 'found': sorted(found)}))"
     )
-    rensa = next(RIVALS.glob("lib/python*/site-packages"))
+    rensa = next(rivals.glob("lib/python*/site-packages"))
     env = os.environ | {"OMP_NUM_THREADS": "1", "RAYON_NUM_THREADS": "1", "PYTHONPATH": str(PROJECT) if own else ""}
     if name == "rensa, our words":
         code = f"import sys; sys.path.append({str(rensa)!r})" + code
-    python = sys.executable if own else str(RIVALS / "bin" / "python")
+    python = sys.executable if own else str(rivals / "bin" / "python")
     done = subprocess.run([python, "-c", code, FOLDER / "texts.pickle"], env=env, capture_output=True, text=True)
     if done.returncode:
         sys.exit(f"{name}: it ended with {done.returncode}:\n{done.stderr[-3000:]}")
     made: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return made
-
-
-def install() -> None:
-    if not (RIVALS / "made").is_file():
-        subprocess.run([sys.executable, "-m", "venv", RIVALS], check=True)
-        subprocess.run([RIVALS / "bin" / "pip", "install", "--quiet", *PACKAGES], check=True)
-        (RIVALS / "made").touch()
 
 
 def planted(rows: Path) -> list[str]:
