@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from raypipe.ops.repeats import repeats
 from raypipe.ops.shingles import mixed, powers, shingles
 
 WORDS = 5  # of a shingle
@@ -55,11 +56,7 @@ def near_pairs(
     keys_N: NDArray[np.uint64], sketches_4N: NDArray[np.uint64], similarity: float
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Of rows in order: later ones, and for each the first one of its band key, where their sketches say that they are similar."""
-    order = np.argsort(keys_N, kind="stable")
-    same = np.zeros(len(order), bool)
-    same[1:] = keys_N[order][1:] == keys_N[order][:-1]
-    first = order[np.maximum.accumulate(np.where(same, 0, np.arange(len(order))))][same]
-    later = order[same]
+    later, first = repeats(keys_N)
     close = similarity_of(sketches_4N[:, later], sketches_4N[:, first]) >= similarity
     return later[close], first[close]
 

@@ -28,6 +28,7 @@ from raypipe.identity import read_objects
 from raypipe.items import map_items
 from raypipe.ops.leaks import Grams, find_leaks, grams_of
 from raypipe.ops.minhash import PERMUTATIONS, bands_and_sketches, near_pairs, rows_a_band
+from raypipe.ops.repeats import repeats
 from raypipe.ops.secrets import secret_kinds
 from raypipe.ops.text import id_words
 from raypipe.ops.warnings import of_secrets
@@ -173,12 +174,8 @@ def find_duplicates(bucket: Bucket, table: Table) -> Pairs:
         low, row = ids.column("low").to_numpy()[a:b], ids.column("row").to_numpy()[a:b]
         pieces.append(np.stack([high[a:b], low, np.full(b - a, place, np.uint64), row.astype(np.uint64)]))
     high, low, place, row = np.concatenate(pieces, axis=1)
-    order = np.lexsort([row, place, low, high])
-    same = np.zeros(len(order), bool)
-    same[1:] = (high[order][1:] == high[order][:-1]) & (low[order][1:] == low[order][:-1])
-    first = order[np.maximum.accumulate(np.where(same, 0, np.arange(len(order))))]
-    later = order[same]
-    return np.stack([place[later], row[later], place[first[same]], row[first[same]]]).astype(np.int64)
+    later, first = repeats(high, low)  # of a part's equal ids the earlier row comes first
+    return np.stack([place[later], row[later], place[first], row[first]]).astype(np.int64)
 
 
 def find_near(bucket: Bucket, table: Table, *, similarity: float) -> Pairs:
