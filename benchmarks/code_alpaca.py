@@ -15,7 +15,6 @@ import itertools
 import json
 import os
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np
 import yaml
 
+from benchmarks.processes import raypipe
 from benchmarks.record import PROJECT, circumstances, record, result
 
 SEEDS, FRACTION, HELD_OUT, NUM_CLUSTERS = (1, 2, 3), 0.4, 0.1, 10
@@ -112,11 +112,6 @@ def fifths(out: Path) -> list[dict[str, Any]]:
 def write(path: Path, tree: dict[str, Any]) -> Path:
     path.write_text(yaml.safe_dump(tree, sort_keys=False))
     return path
-
-
-def raypipe(*words: object) -> None:
-    print("$ raypipe", *words, flush=True)
-    subprocess.run([sys.executable, "-m", "raypipe.cli", *map(str, words)], cwd=PROJECT, check=True)
 
 
 def main() -> None:

@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import argparse
 import shutil
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from benchmarks.processes import raypipe
 from benchmarks.record import PROJECT, circumstances, record
 from benchmarks.score import ROWS, TRAINED_ON, read_rows, set_up
 from raypipe import load_config, plan
@@ -25,10 +25,6 @@ from raypipe.pipeline import cost_of_scoring
 
 GOAL = 0.15  # of the run's CPU seconds, by which the estimate may be off
 ROUNDS = 3
-
-
-def raypipe(verb: str, *words: str) -> None:
-    subprocess.run([sys.executable, "-m", "raypipe.cli", verb, *words], cwd=PROJECT, check=True)
 
 
 def main() -> int:

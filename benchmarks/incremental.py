@@ -12,9 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
-import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import yaml
 
+from benchmarks.processes import raypipe
 from benchmarks.record import PROJECT, circumstances, record
 from raypipe.config import Config
 from raypipe.demo import pretraining_samples
@@ -54,7 +53,7 @@ def main() -> int:
     then_s = raypipe("run", config, frozen, "--until", STAGES[-1])
     stages = {stage: compared(root, stage, firsts[stage], before) for stage in STAGES}
     if rows == ROWS:
-        record("incremental", {**where, "first_s": first_s, "then_s": then_s, "stages": stages})
+        record("incremental", {**where, "first_s": round(first_s, 1), "then_s": round(then_s, 1), "stages": stages})
     touched = sum(stage["touched"] for stage in stages.values())
     print(f"{touched} old parts were made or touched again (goal 0)")
     return int(touched > 0)
@@ -109,14 +108,6 @@ def manifest(root: Path, stage: str) -> dict[str, Any]:
     """The newest one of a stage."""
     (folder,) = root.glob(f"{stage}-*")
     return dict(json.loads(max(folder.glob("manifest-*"), key=lambda path: path.stat().st_mtime_ns).read_text()))
-
-
-def raypipe(*words: object) -> float:
-    """Wall seconds of a command."""
-    print("$ raypipe", *words, flush=True)
-    started = time.monotonic()
-    subprocess.run([sys.executable, "-m", "raypipe.cli", *map(str, words)], cwd=PROJECT, check=True)
-    return round(time.monotonic() - started, 1)
 
 
 if __name__ == "__main__":

@@ -31,7 +31,7 @@ import psutil
 import yaml
 
 from benchmarks.plotting import pyplot
-from benchmarks.processes import memory_bytes
+from benchmarks.processes import RAYPIPE, memory_bytes
 from benchmarks.record import PROJECT, circumstances, record, result
 from benchmarks.rivals import environment
 
@@ -224,7 +224,7 @@ def peak(rows: Path, count: int) -> dict[str, float]:
     tree = {"name": "x", "model": f"{models}/tiny", "embed": {"model": f"{models}/all-MiniLM-L6-v2"}, "ingest": {"paths": [f"{FOLDER}/memory/lake"], "columns": columns}, "storage": {"root": f"{FOLDER}/memory/root"}}  # fmt: skip
     config.write_text(yaml.safe_dump(tree))
     started, found = time.monotonic(), {"reader": 0.0, "driver": 0.0}
-    run = subprocess.Popen([sys.executable, "-m", "raypipe.cli", "run", config, "--until", "ingest"], cwd=PROJECT)
+    run = subprocess.Popen([*RAYPIPE, "run", config, "--until", "ingest"], cwd=PROJECT)
     root = psutil.Process(run.pid)
     while run.poll() is None:
         for pid, used in memory_bytes(root).items():

@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import psutil
 import yaml
 
-from benchmarks.processes import Cpu, memory_bytes
+from benchmarks.processes import RAYPIPE, Cpu, memory_bytes, raypipe
 from benchmarks.record import PROJECT, circumstances, record
 
 MEMORY_BYTES = 1 << 30  # at most, of any process at 10^7
@@ -43,20 +43,21 @@ def cleaned(count: int) -> dict[str, Any]:
     lake, root = folders = FOLDER / "lake", FOLDER / "root"
     for folder in folders:
         shutil.rmtree(folder, ignore_errors=True)
-    ended(raypipe("synth", lake, "--num-samples", count))
+    raypipe("synth", lake, "--num-samples", count)
     tree = {
         "name": "x", "model": f"{FOLDER}/models/tiny", "embed": {"model": f"{FOLDER}/models/all-MiniLM-L6-v2"},
         "ingest": {"paths": [f"{lake}"], "max_rejected_fraction": 0.05}, "clean": {"near_duplicate_similarity": SIMILARITY},
         "storage": {"root": f"{root}"},
     }  # fmt: skip
     (config := FOLDER / "config.yaml").write_text(yaml.safe_dump(tree))
-    ended(raypipe("run", config, "--until", "ingest"))
-    run = raypipe("run", config, "--until", "clean")
+    raypipe("run", config, "--until", "ingest")
+    run = subprocess.Popen([*RAYPIPE, "run", config, "--until", "clean"], cwd=PROJECT)
     cpu, peak, started = Cpu(run.pid), 0, time.monotonic()
     while run.poll() is None:
         peak = max([peak, *memory_bytes(psutil.Process(run.pid)).values()])
         time.sleep(0.5)
-    ended(run)
+    if run.returncode:
+        sys.exit(f"raypipe ended with {run.returncode}")
     (manifest,) = root.glob("clean-*/manifest-*")
     counts = json.loads(manifest.read_text())["counts"]
     made = {"cpu_s": sum(cpu.used.values()), "wall_s": time.monotonic() - started, "peak_bytes": peak, "counts": counts}
@@ -64,16 +65,6 @@ def cleaned(count: int) -> dict[str, Any]:
     for folder in folders:
         shutil.rmtree(folder)
     return made
-
-
-def ended(run: subprocess.Popen[bytes]) -> None:
-    if run.wait():
-        sys.exit(f"raypipe ended with {run.returncode}")
-
-
-def raypipe(*words: object) -> subprocess.Popen[bytes]:
-    print("$ raypipe", *words, flush=True)
-    return subprocess.Popen([sys.executable, "-m", "raypipe.cli", *map(str, words)], cwd=PROJECT)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What a process and all that it has started use: CPU seconds, and memory as it is shared between them."""
+"""Processes of a benchmark: raypipe's commands, and what one and all that it has started use: CPU seconds, and memory as it is shared between them."""
 
 from __future__ import annotations
 
@@ -11,6 +11,18 @@ from contextlib import suppress
 from pathlib import Path
 
 import psutil
+
+from benchmarks.record import PROJECT
+
+RAYPIPE = (sys.executable, "-m", "raypipe.cli")
+
+
+def raypipe(*words: object) -> float:
+    """Wall seconds of a command."""
+    print("$ raypipe", *words, flush=True)
+    started = time.monotonic()
+    subprocess.run([*RAYPIPE, *map(str, words)], cwd=PROJECT, check=True)
+    return time.monotonic() - started
 
 
 class Cpu(threading.Thread):
